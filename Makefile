@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell $(p) -c '' 2>/dev/null && echo $(p))))
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup run test test-fast test-all lint format bench-start clean
+
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## Make .venv with the pinned dependencies
+
+$(READY): pyproject.toml constraints.txt deploy/setup-venv
+	PYTHON=$(PYTHON) sh deploy/setup-venv .venv
+	@touch $@
+
+run: $(READY) ## Start the stack, train on real digits, show where to look (KEEP=1 leaves it up)
+	@$(BIN)/capsctl demo $(if $(filter 1,$(KEEP)),--keep)
+
+test: $(READY) lint ## Everything but what is marked long
+	$(BIN)/pytest -m "not long"
+
+test-fast: $(READY) ## Only what needs neither Ray nor MLflow
+	$(BIN)/pytest -m "not slow and not long"
+
+test-all: $(READY) lint ## Everything, also what takes long
+	$(BIN)/pytest
+
+lint: $(READY) ## Format, style, types, directions of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-start: $(READY) ## From submit to the first training step, beside a bare TorchTrainer job
+	$(BIN)/python -m benchmarks.start_latency
+
+clean: ## Remove .venv and all that the embedded stack wrote
+	-@[ -x $(BIN)/capsctl ] && $(BIN)/capsctl down
+	rm -rf .venv .caps

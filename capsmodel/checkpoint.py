@@ -1,0 +1,299 @@
+"""Checkpoints: files that are whole or refused.
+
+A checkpoint `name.pt` is written under a temporary name, flushed to the disk and renamed. Beside it
+stands `name.pt.json` with its sha256, size, epoch and step. Reading verifies the digest on the
+bytes before PyTorch sees them, and loads tensors and plain Python values only.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+BEST = "best.pt"
+LAST = "last.pt"
+
+
+class BadCheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or not the one that was asked for."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A checkpoint file and what identifies it."""
+
+    path: Path
+    sha256: str
+    epoch: int
+    """Completed epochs."""
+    step: int
+    """Completed steps."""
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], epoch: int, step: int) -> CheckpointInfo:
+    """Write a checkpoint and its sidecar; a crash leaves the old file or the new one, never half.
+
+    Args:
+        path: The file to write or replace; its folder is made.
+        state: Tensors and plain Python values.
+        epoch: Completed epochs, for the sidecar.
+        step: Completed steps, for the sidecar.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    info = CheckpointInfo(path, hashlib.sha256(content).hexdigest(), epoch, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_durably(path, content)
+    _write_sidecar(info, len(content))
+    return info
+
+
+def load_checkpoint(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint, after its digest was verified, to the CPU.
+
+    Args:
+        path: The file.
+        sha256: The digest it must have; by default the sidecar's.
+
+    Raises:
+        BadCheckpointError: The file is missing or damaged, or there is no digest to compare with.
+    """
+    expected = sha256 or _read_sidecar(path).sha256
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadCheckpointError(f"{path} cannot be read: {error}") from error
+    _verify(path, hashlib.sha256(content).hexdigest(), expected)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise BadCheckpointError(f"{path} is no checkpoint that can be loaded: {error}") from error
+    if not isinstance(state, dict):
+        raise BadCheckpointError(f"{path} holds a {type(state).__name__}, expected a dict")
+    return state
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """What the sidecar says of a checkpoint, after the file's digest was verified.
+
+    Raises:
+        BadCheckpointError: The file or its sidecar is missing or damaged.
+    """
+    info = _read_sidecar(path)
+    _verify(path, _digest(path), info.sha256)
+    return info
+
+
+class CheckpointFolder:
+    """The checkpoints of one training: the newest few by step, and the best one.
+
+    Files: `step-00000123.pt`, `best.pt`, after `keep` also `last.pt`, and a sidecar beside each.
+    One process writes to a folder at a time; any number may read.
+    """
+
+    def __init__(self, path: Path, keep_newest: int = 2) -> None:
+        """Use a folder; the first checkpoint makes it.
+
+        Args:
+            path: The folder.
+            keep_newest: Step checkpoints that stay when a new one is saved; at least 1. With 2, a
+                damaged newest one leaves another.
+        """
+        if keep_newest < 1:
+            raise ValueError(f"keep_newest is {keep_newest}, expected at least 1")
+        self.path = path
+        self.keep_newest = keep_newest
+
+    def save(self, state: dict[str, Any], epoch: int, step: int) -> CheckpointInfo:
+        """Save a step checkpoint, then remove the oldest ones above `keep_newest`."""
+        info = save_checkpoint(self.path / f"step-{step:08d}.pt", state, epoch, step)
+        newest_first = self._step_files()
+        for path in newest_first[self.keep_newest :]:
+            _remove(path)
+        for abandoned in self.path.glob(".*.tmp"):
+            abandoned.unlink(missing_ok=True)
+        return info
+
+    def mark_best(self, info: CheckpointInfo) -> CheckpointInfo:
+        """Make a checkpoint of this folder the best one: it becomes `best.pt` as well."""
+        return self._take(info, BEST)
+
+    def adopt_best(self, info: CheckpointInfo) -> CheckpointInfo:
+        """Take over the best checkpoint of another folder, an earlier attempt's, after verifying.
+
+        Raises:
+            BadCheckpointError: The file is missing or damaged.
+        """
+        _verify(info.path, _digest(info.path), info.sha256)
+        return self._take(info, BEST)
+
+    def best(self) -> CheckpointInfo | None:
+        """The best checkpoint, verified; None where none was marked.
+
+        Raises:
+            BadCheckpointError: It is damaged.
+        """
+        path = self.path / BEST
+        if not path.exists():
+            return None
+        try:
+            return read_info(path)
+        except BadCheckpointError:
+            self._mend_sidecar(path)
+            return read_info(path)
+
+    def newest_verified(self) -> tuple[CheckpointInfo | None, list[str]]:
+        """The newest whole checkpoint, and what is wrong with the newer ones that were skipped."""
+        problems: list[str] = []
+        last = self.path / LAST
+        for path in [*self._step_files(), *([last] if last.exists() else [])]:
+            try:
+                return read_info(path), problems
+            except BadCheckpointError as error:
+                problems.append(str(error))
+        return None, problems
+
+    def keep(self, best: bool, last: bool) -> None:
+        """Prune when the training has ended.
+
+        Args:
+            best: Keep `best.pt`.
+            last: Keep the newest whole checkpoint, as `last.pt`.
+        """
+        newest, _ = self.newest_verified()
+        if last and newest and newest.path.name != LAST:
+            self._take(newest, LAST)
+        doomed = self._step_files()
+        doomed += [] if last else [self.path / LAST]
+        doomed += [] if best else [self.path / BEST]
+        for path in doomed:
+            _remove(path)
+
+    def _step_files(self) -> list[Path]:
+        """Step checkpoints, newest first."""
+        return sorted(
+            self.path.glob("step-*.pt"),
+            key=lambda path: int(path.stem.removeprefix("step-")),
+            reverse=True,
+        )
+
+    def _take(self, info: CheckpointInfo, name: str) -> CheckpointInfo:
+        """Give a checkpoint a second name in this folder: a hard link, or a copy."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        target = self.path / name
+        temporary = _temporary_name(target)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(info.path, temporary)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(info.path, temporary)
+            _flush(temporary)
+        os.replace(temporary, target)
+        _flush(self.path)
+        taken = CheckpointInfo(target, info.sha256, info.epoch, info.step)
+        _write_sidecar(taken, target.stat().st_size)
+        return taken
+
+    def _mend_sidecar(self, path: Path) -> None:
+        """Write the sidecar anew where a crash came between a link and its sidecar.
+
+        A step checkpoint with the same digest proves that the file is whole.
+        """
+        digest = _digest(path)
+        for twin in self._step_files():
+            try:
+                info = _read_sidecar(twin)
+            except BadCheckpointError:
+                continue
+            if info.sha256 == digest:
+                logger.warning("%s had the sidecar of another checkpoint; mended", path)
+                mended = CheckpointInfo(path, digest, info.epoch, info.step)
+                _write_sidecar(mended, path.stat().st_size)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_sidecar(path: Path) -> CheckpointInfo:
+    sidecar = _sidecar(path)
+    try:
+        content = json.loads(sidecar.read_text())
+        version = content["schema_version"]
+        info = CheckpointInfo(
+            path, str(content["sha256"]), int(content["epoch"]), int(content["step"])
+        )
+    except FileNotFoundError as error:
+        raise BadCheckpointError(f"{path} has no sidecar {sidecar.name}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadCheckpointError(f"{sidecar} is damaged: {error!r}") from error
+    if version != SCHEMA_VERSION:
+        raise BadCheckpointError(
+            f"{sidecar} has schema_version {version}, this release reads {SCHEMA_VERSION}"
+        )
+    return info
+
+
+def _write_sidecar(info: CheckpointInfo, size: int) -> None:
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "sha256": info.sha256,
+        "size": size,
+        "epoch": info.epoch,
+        "step": info.step,
+    }
+    _write_durably(_sidecar(info.path), json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    temporary = _temporary_name(path)
+    temporary.write_bytes(content)
+    _flush(temporary)
+    os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's names, before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, then its sidecar: a checkpoint without one would look damaged."""
+    path.unlink(missing_ok=True)
+    _sidecar(path).unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadCheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _verify(path: Path, actual: str, expected: str) -> None:
+    if actual != expected:
+        raise BadCheckpointError(
+            f"{path} is damaged or another file: its sha256 is {actual}, expected {expected}"
+        )

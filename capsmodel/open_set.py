@@ -1,0 +1,111 @@
+"""Open sets: tables that map a name to its configuration and its implementation.
+
+A routing, a loss or a data set is one file plus one line in a table of `capsmodel.config`. The
+table knows the implementation only as an import path, so that a specification can be validated in
+a process that has no torch. A package of the user's own adds members by entry point, installed on
+both sides (control plane and workers):
+
+    [project.entry-points."capsmodel.routings"]
+    my-routing = "my_package.config:MEMBER"        # a capsmodel.open_set.Member
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, get_args
+
+from pydantic import (
+    BaseModel,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+)
+from pydantic_core import (
+    CoreSchema,
+    InitErrorDetails,
+    PydanticCustomError,
+    core_schema,
+)
+
+logger = logging.getLogger(__name__)
+
+_CORE_ERRORS = frozenset(get_args(core_schema.ErrorType))
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member: its Pydantic configuration and the import path of what it configures."""
+
+    config: type[BaseModel]
+    """Has a field `type: Literal[name]`; its module imports no torch."""
+    implementation: str
+    """`"module:attribute"`, imported only where the member is used."""
+
+
+class OpenSet:
+    """A named table of members; also the Pydantic annotation of a field that holds one of them.
+
+    `Annotated[BaseConfig, SET]` validates by the field `type`: an unknown name is an error that
+    lists the known ones, and a missing one means `default`.
+    """
+
+    def __init__(self, entry_point_group: str, default: str, members: dict[str, Member]) -> None:
+        self.entry_point_group = entry_point_group
+        self.default = default
+        self._own = members
+
+    @cached_property
+    def members(self) -> Mapping[str, Member]:
+        """Our own members, then those of installed packages; a broken package is left out."""
+        found = dict(self._own)
+        for point in entry_points(group=self.entry_point_group):
+            try:
+                member = point.load()
+            except Exception:
+                logger.warning("entry point %s = %s failed", point.name, point.value, exc_info=True)
+                continue
+            if not isinstance(member, Member) or point.name in found:
+                logger.warning("entry point %s = %s is left out", point.name, point.value)
+                continue
+            found[point.name] = member
+        return found
+
+    def implementation(self, name: str) -> Any:
+        """Import and return what the member `name` stands for."""
+        module, _, attribute = self.members[name].implementation.partition(":")
+        return getattr(import_module(module), attribute)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        choices = {
+            name: handler.generate_schema(member.config) for name, member in self.members.items()
+        }
+        union = core_schema.tagged_union_schema(choices, discriminator="type")
+        return core_schema.no_info_wrap_validator_function(self._validate, union)
+
+    def _validate(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, dict) and "type" not in value:
+            value = {"type": self.default, **value}
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise self._without_tags(error) from None
+
+    def _without_tags(self, error: ValidationError) -> ValidationError:
+        """Leave the member's name out of every location: users address `/routing/iterations`."""
+        details: list[InitErrorDetails] = []
+        for line in error.errors():
+            kind: str | PydanticCustomError = line["type"]
+            if line["type"] not in _CORE_ERRORS:
+                message = line["msg"].replace("{", "{{").replace("}", "}}")
+                kind = PydanticCustomError(line["type"], message)
+            details.append(
+                InitErrorDetails(
+                    type=kind, loc=line["loc"][1:], input=line["input"], ctx=line.get("ctx", {})
+                )
+            )
+        return ValidationError.from_exception_data(error.title, details)

@@ -1,0 +1,201 @@
+"""What the API answers: Pydantic models, shared with the client. Imports no web framework."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from service.queue.job import Desired, State
+from workers.attempt import CheckpointRef, Reason
+
+Phase = Literal[
+    "waiting",
+    "waiting-to-retry",
+    "dispatching",
+    "starting",
+    "training",
+    "evaluating",
+    "finishing",
+    "stopping",
+    "cancelling",
+    "pausing",
+    "suspect",
+    "paused",
+    "succeeded",
+    "failed",
+    "cancelled",
+]
+
+
+class View(BaseModel):
+    """Base of all answers. Unknown fields are ignored: an older client reads a newer server."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, ser_json_inf_nan="null")
+
+
+class ProgressView(View):
+    """How far the current attempt is."""
+
+    epoch: int
+    """Epochs completed."""
+    epochs: int
+    step: int
+    """Optimizer steps done."""
+    steps: int
+    fraction: float
+    """Share of the steps that is done, 0 to 1."""
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    """Seconds left, by the worker's estimate."""
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    val_accuracy: float | None = None
+    heartbeat_age_s: float | None = None
+    """Seconds since the worker last told of itself."""
+
+
+class ResultView(View):
+    """What the last attempt that ended by itself left."""
+
+    metrics: dict[str, float | None] = {}
+    checkpoints: dict[str, CheckpointRef] = {}
+    """Files below CAPS_STORAGE."""
+    artifacts: list[str] = []
+    """Files below CAPS_STORAGE."""
+    tracking: str = "complete"
+    """`complete`, or what could not be written to MLflow."""
+
+
+class MlflowView(View):
+    """The job's run in MLflow."""
+
+    experiment_id: str
+    run_id: str
+    url: str
+
+
+class JobLinks(View):
+    """Where more about the job is found."""
+
+    self: str
+    cancel: str
+    logs: str
+    events: str
+
+
+class JobItem(View):
+    """A job in a list: all but its specification."""
+
+    id: str
+    name: str
+    experiment: str
+    labels: dict[str, str]
+    priority: int
+    state: State
+    phase: Phase
+    """A finer word for the state, derived for display."""
+    desired: Desired
+    """What the user wants of the job."""
+    reason: Reason | None = None
+    """Why the job ended, or its last attempt did."""
+    evidence: str = ""
+    """The line that tells, such as an exception's message."""
+    hint: str | None = None
+    waiting_reason: str | None = None
+    """Why a queued job is not running yet."""
+    position: int | None = None
+    """Place in the queue, from 1."""
+    attempt: int
+    """Number of the current attempt; 0 before the first."""
+    progress: ProgressView | None = None
+    result: ResultView | None = None
+    mlflow: MlflowView | None = None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    not_before: datetime | None = None
+    """When a retry may begin."""
+    links: JobLinks
+
+
+class JobView(JobItem):
+    """A job."""
+
+    spec: dict[str, Any]
+    """The specification, complete with its defaults: see GET /v1/schema/train."""
+
+
+class JobPage(View):
+    """A page of jobs, the newest first."""
+
+    jobs: list[JobItem]
+    next_cursor: str | None = None
+    """Pass it as `cursor` to read on; null on the last page."""
+
+
+class EventView(View):
+    """One line of a job's history."""
+
+    id: int
+    job: str
+    attempt: int
+    at: datetime
+    type: str
+    message: str
+    data: dict[str, Any]
+
+
+class EventPage(View):
+    """Events in order."""
+
+    events: list[EventView]
+    next_after: int
+    """Pass it as `after` to read on."""
+
+
+class HealthView(View):
+    """The API's process is alive."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    stack: str
+    """CAPS_STACK_ID, so that `capsctl up` knows its own."""
+
+
+class CheckView(View):
+    """Whether one part answers."""
+
+    ok: bool
+    detail: str | None = None
+
+
+class ReadyView(View):
+    """Whether jobs can be accepted and run."""
+
+    status: Literal["ready", "not-ready"]
+    checks: dict[str, CheckView]
+
+
+class FieldProblem(View):
+    """What is wrong with one field."""
+
+    pointer: str
+    """JSON pointer to the field in the body, or `/query/<name>` for a parameter."""
+    detail: str
+    value: str | int | float | bool | None = None
+    accepted: str | None = None
+    hint: str | None = None
+
+
+class Problem(View):
+    """Every error: RFC 9457, `application/problem+json`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldProblem] = []
+    hint: str | None = None
+    request_id: str | None = None

@@ -1,0 +1,110 @@
+"""The composition root: builds the parts, hands each what it needs, serves the API.
+
+`python -m service.app` serves it on loopback; `capsctl up` starts it so.
+"""
+
+import argparse
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import uvicorn
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+
+from service.api import document, events, health, jobs, logs, problems, schema
+from service.api.edge import Edge
+from service.api.services import Probe, Services
+from service.cluster import RayCluster
+from service.queue.store import Store
+from service.reconciler import ReconcilerLoop
+from service.runs import MlflowRuns
+from service.settings import Settings
+from service.version import package_version
+
+
+class Background(Protocol):
+    """What runs beside the API: the reconciler's loop."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End."""
+
+    def wake(self) -> None:
+        """Look at once."""
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    store: Store | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    background: Background | None = None,
+) -> FastAPI:
+    """Build the service.
+
+    Args:
+        settings: Read from the environment by default.
+        store: The queue; migrated before the first request.
+        probes: What /readyz asks, by name.
+        background: Started and stopped with the application.
+    """
+    settings = settings or Settings()
+    store = store or Store(settings.database)
+    cluster = RayCluster(settings.ray_address, settings.ray_token)
+    runs = MlflowRuns(settings.mlflow_uri)
+    loop = background or ReconcilerLoop(store, cluster, runs, settings)
+    if probes is None:
+        probes = {"database": store, "ray": cluster, "mlflow": runs}
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_sync(store.migrate)
+        loop.start()
+        yield
+        await run_sync(loop.stop)
+        cluster.close()
+        store.close()
+
+    app = FastAPI(
+        title="CapsNet training service",
+        description="Train capsule networks: jobs in a durable queue, on Ray, tracked in MLflow.",
+        version=package_version(),
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = Services(store, settings, probes, loop.wake)
+    for module in (jobs, events, logs, schema, health):
+        app.include_router(module.router)
+    document.complete(app)
+    problems.install(app)
+    app.add_middleware(Edge, allowed_hosts=settings.allowed_hosts)
+    return app
+
+
+def main() -> None:
+    """Serve the API until a signal ends it."""
+    parser = argparse.ArgumentParser(prog="python -m service.app", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    uvicorn.run(
+        create_app(),
+        host=arguments.host,
+        port=arguments.port,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+if __name__ == "__main__":
+    main()

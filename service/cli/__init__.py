@@ -1,0 +1,21 @@
+"""`capsctl`: the command line. One file a command or family; each adds itself to the app."""
+
+import typer
+
+from service.cli import cancel, events, jobs, logs, schema, stack, submit, watch
+from service.cli.output import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train capsule networks: submit jobs, watch them, run the whole service on one machine.",
+)
+for _module in (stack, submit, watch, jobs, logs, events, cancel, schema):
+    _module.register(app)
+
+
+def main() -> None:
+    """Run the command that was typed."""
+    app()

@@ -1,0 +1,79 @@
+"""How the command line speaks: text or JSON, errors in one shape, no colour in a pipe."""
+
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from typer.core import TyperGroup
+
+from service.client import ApiError
+from service.errors import CapsError
+
+
+class Format(StrEnum):
+    """What `-o` takes."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+Output = Annotated[Format, typer.Option("-o", "--output", help="Text for people, or JSON.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+
+_BAD_INPUT = (400, 404, 413, 415, 422)
+
+
+class InputError(CapsError):
+    """What was typed can't be used."""
+
+    code = "input-invalid"
+    status = 422
+    title = "Invalid input"
+
+
+class Commands(TyperGroup):
+    """Commands whose known errors are told in lines of text, never as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (ApiError, CapsError) as error:
+            tell_error(error)
+            raise typer.Exit(2 if error.status in _BAD_INPUT else 1) from None
+
+
+def console() -> Console:
+    """Standard output, as it is now."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_json(value: BaseModel | Any) -> None:
+    """One JSON document on one line."""
+    document = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
+def tell_error(error: ApiError | CapsError) -> None:
+    """One line with code and detail, then a line for each field, the hint and the request id."""
+    err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    err.print(f"error: {error.code}: {error.detail}", style="bold red")
+    for field in error.errors:
+        accepted = f" (accepted: {field.accepted})" if field.accepted else ""
+        given = f", got {field.value!r}" if field.value is not None else ""
+        hint = f"; {field.hint}" if field.hint else ""
+        err.print(f"  {field.pointer or '/'}: {field.detail}{given}{accepted}{hint}")
+    if error.hint:
+        err.print(f"hint: {error.hint}")
+    if request_id := getattr(error, "request_id", None):
+        err.print(f"request: {request_id}")
+    sys.stderr.flush()
+
+
+def percent(share: float | None) -> str:
+    """A share as per cent."""
+    return "-" if share is None else f"{share:.2%}"

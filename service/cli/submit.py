@@ -1,0 +1,50 @@
+"""`capsctl submit`: a file or a preset becomes a job."""
+
+from typing import Annotated
+
+import typer
+
+from service.api.parsing import parse_spec
+from service.cli.documents import encode, load
+from service.cli.output import Format, Output, console, print_json
+from service.cli.watch import watch_and_exit
+from service.client import CapsClient
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(submit)
+
+
+def submit(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|PRESET", help="YAML or JSON, `-` for standard input.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="As model.routing.iterations=1."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The job's name.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch the job to its end.")] = False,
+    output: Output = Format.TEXT,
+) -> None:
+    """Queue a training job."""
+    document = load(source, settings or [])
+    if name is not None:
+        document["name"] = name
+    spec = parse_spec(encode(document))
+    with CapsClient() as client:
+        job = client.submit(spec)
+        if output is Format.JSON:
+            print_json(job)
+        else:
+            console().print(f"submitted {job.id} ({job.name})")
+        if wait:
+            watch_and_exit(client, job.id, output)
+        elif output is Format.TEXT:
+            for command, what in (
+                (f"watch {job.id}", "its progress"),
+                (f"logs -f {job.id}", "what it prints"),
+                (f"cancel {job.id}", "ends it"),
+            ):
+                console().print(f"  capsctl {command:<24} {what}")

@@ -1,0 +1,161 @@
+"""The only file that speaks to Ray: the head's REST API (jobs, nodes) over httpx.
+
+Ray's word is a cache and never the truth: the queue is. What Ray says is used for placement and
+for "this attempt's process is gone", nothing else.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import httpx
+
+from service.errors import ClusterUnavailableError
+
+TIMEOUT_S = 5.0
+
+ENTRYPOINT = 'exec "$CAPS_PYTHON" -P -m workers {job} {attempt}'
+"""`exec`, so that the worker is the direct child of Ray's supervisor and dies with it; `-P`, so
+that the working folder never shadows the installed package. CAPS_PYTHON stands in every node's
+environment: a bare `python` would be the first on PATH, not the one with our packages."""
+
+WORKER_ENVIRONMENT = {
+    # Ray's grace between SIGTERM and SIGKILL; the stop flag came 10 s earlier.
+    "RAY_JOB_STOP_WAIT_TIME_S": "3",
+    # Without these a worker hangs for minutes in every call to a dead MLflow.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # glibc returns every large block to the kernel by default; page faults then cost more than
+    # the arithmetic of an elementwise operation.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "67108864",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class RayStatus(StrEnum):
+    """What Ray says of a job, and the two ways of not knowing."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPED = "STOPPED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    MISSING = "MISSING"
+    """Ray answers, and has never heard of it (a restarted head forgets all jobs)."""
+    UNREACHABLE = "UNREACHABLE"
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process of the attempt may be running, as far as Ray knows."""
+        return self in (RayStatus.PENDING, RayStatus.RUNNING)
+
+    @property
+    def over(self) -> bool:
+        """Whether Ray saw the attempt's process end."""
+        return self in (RayStatus.STOPPED, RayStatus.SUCCEEDED, RayStatus.FAILED)
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """Ray's word on one submission."""
+
+    status: RayStatus
+    message: str = ""
+    node_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive, with all that it offers."""
+
+    id: str
+    cpus: float
+    gpus: float
+
+
+class RayCluster:
+    """A Ray head, by its dashboard's address and its token."""
+
+    def __init__(self, address: str, token: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.address = address
+        self._http = httpx.Client(base_url=address, headers=headers, timeout=TIMEOUT_S)
+
+    def close(self) -> None:
+        """Drop the connections."""
+        self._http.close()
+
+    def ping(self) -> None:
+        """Raises ClusterUnavailableError unless the head answers, with our token."""
+        self._call("GET", "/api/jobs/caps-ping", accept=(404,))
+
+    def nodes(self) -> list[Node]:
+        """Nodes that are alive. Raises ClusterUnavailableError."""
+        answer = self._call("GET", "/api/v0/nodes", params={"detail": 1}).json()
+        rows = answer["data"]["result"]["result"]
+        return [_node(row) for row in rows if row["state"] == "ALIVE"]
+
+    def submit(self, submission_id: str, job: str, attempt: int, cpus: int, gpus: int) -> None:
+        """Start an attempt; an attempt that Ray has already is adopted.
+
+        Raises ClusterUnavailableError when it is not certain that Ray has it.
+        """
+        body = {
+            "submission_id": submission_id,
+            "entrypoint": ENTRYPOINT.format(job=job, attempt=attempt),
+            "entrypoint_num_cpus": cpus,
+            "entrypoint_num_gpus": gpus,
+            "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+            "metadata": {"caps_job": job, "caps_attempt": str(attempt)},
+        }
+        try:
+            self._call("POST", "/api/jobs/", json=body)
+        except ClusterUnavailableError:
+            # Ray answers 500 to a duplicate, and a timeout says nothing: look it up.
+            if self.job(submission_id).status in (RayStatus.MISSING, RayStatus.UNREACHABLE):
+                raise
+
+    def job(self, submission_id: str) -> RayJob:
+        """Ray's word on a submission; never raises."""
+        try:
+            answer = self._call("GET", f"/api/jobs/{submission_id}", accept=(200, 404))
+        except ClusterUnavailableError as error:
+            return RayJob(RayStatus.UNREACHABLE, str(error))
+        if answer.status_code == 404:
+            return RayJob(RayStatus.MISSING)
+        fields = answer.json()
+        return RayJob(
+            RayStatus(fields["status"]), fields.get("message") or "", fields.get("driver_node_id")
+        )
+
+    def stop(self, submission_id: str) -> None:
+        """SIGTERM to the attempt's processes, then SIGKILL. Raises ClusterUnavailableError."""
+        self._call("POST", f"/api/jobs/{submission_id}/stop", accept=(200, 404))
+
+    def _call(
+        self, method: str, path: str, accept: tuple[int, ...] = (200,), **options: Any
+    ) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise ClusterUnavailableError(
+                f"Ray at {self.address} does not answer: {error or type(error).__name__}"
+            ) from error
+        if answer.status_code in (401, 403):
+            raise ClusterUnavailableError(f"Ray at {self.address} refuses our token")
+        if answer.status_code not in accept:
+            last_line = answer.text.strip().splitlines()[-1:] or [""]
+            raise ClusterUnavailableError(
+                f"Ray at {self.address} answered {answer.status_code}: {last_line[0][:300]}"
+            )
+        return answer
+
+
+def _node(row: dict[str, Any]) -> Node:
+    total = row["resources_total"]
+    return Node(row["node_id"], total.get("CPU", 0.0), total.get("GPU", 0.0))

@@ -1,0 +1,218 @@
+"""Every error that the control plane raises on purpose; its docstring is its default message.
+
+CapsError
+├── RequestError                    the caller can mend it
+│   ├── BodyInvalidError            400
+│   ├── HostRefusedError            400
+│   ├── CursorInvalidError          400
+│   ├── BodyTooLargeError           413
+│   ├── MediaTypeError              415
+│   ├── ParameterInvalidError       422
+│   └── SpecInvalidError            422
+├── JobNotFoundError                404
+│   └── AttemptNotFoundError        404
+├── JobConflictError                409
+│   ├── JobEndedError               409
+│   └── StaleJobError               409
+├── JobUnreadableError              500
+├── UnavailableError                503, a part of the service does not answer
+│   ├── DatabaseUnavailableError    503
+│   ├── ClusterUnavailableError     503
+│   └── TrackingUnavailableError    503
+└── StackError                      `capsctl up` and `down`; never leaves the command line
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import ClassVar
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """What is wrong with one field of a document."""
+
+    pointer: str
+    """JSON pointer (RFC 6901) to the field, "" for the whole document."""
+    detail: str
+    value: Scalar | None = None
+    """What was given, when that is a short scalar."""
+    accepted: str | None = None
+    hint: str | None = None
+
+
+class CapsError(Exception):
+    """The control plane can't do this."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Error"
+    hint: str | None = None
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        hint: str | None = None,
+        errors: Sequence[FieldError] = (),
+    ) -> None:
+        self.detail = detail or cleandoc(type(self).__doc__ or "")
+        self.errors = tuple(errors)
+        if hint is not None:
+            self.hint = hint
+        super().__init__(self.detail)
+
+
+class RequestError(CapsError):
+    """The request can't be understood."""
+
+    code = "request-invalid"
+    status = 400
+    title = "Bad request"
+
+
+class BodyInvalidError(RequestError):
+    """The body is not valid JSON."""
+
+    code = "body-invalid"
+    title = "Body is not JSON"
+    hint = "send one JSON object in UTF-8; `capsctl schema` prints its JSON Schema"
+
+
+class HostRefusedError(RequestError):
+    """The Host header names no host that this API answers for."""
+
+    code = "host-refused"
+    title = "Host refused"
+    hint = "add the host name to CAPS_ALLOWED_HOSTS"
+
+
+class CursorInvalidError(RequestError):
+    """The cursor is none that this API gave out."""
+
+    code = "cursor-invalid"
+    title = "Unknown cursor"
+    hint = "pass `next_cursor` of the page before, unchanged, or leave it out"
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than 256 KB."""
+
+    code = "body-too-large"
+    status = 413
+    title = "Body too large"
+    hint = "a specification takes a few kilobytes; data and checkpoints belong in CAPS_STORAGE"
+
+
+class MediaTypeError(RequestError):
+    """The body must be JSON."""
+
+    code = "media-type"
+    status = 415
+    title = "Unsupported media type"
+    hint = "send the header `Content-Type: application/json`"
+
+
+class ParameterInvalidError(RequestError):
+    """A parameter of the query is out of its range."""
+
+    code = "parameter-invalid"
+    status = 422
+    title = "Invalid parameter"
+
+
+class SpecInvalidError(RequestError):
+    """The specification is not valid."""
+
+    code = "spec-invalid"
+    status = 422
+    title = "Invalid specification"
+    hint = "`capsctl schema` or GET /v1/schema/train tells every field and its range"
+
+
+class JobNotFoundError(CapsError):
+    """There is no such job."""
+
+    code = "job-not-found"
+    status = 404
+    title = "Job not found"
+    hint = "`capsctl jobs` or GET /v1/jobs lists the jobs"
+
+
+class AttemptNotFoundError(JobNotFoundError):
+    """The job has no such attempt."""
+
+    code = "attempt-not-found"
+    title = "Attempt not found"
+    hint = "attempts count from 1; the job's `attempt` is the current one"
+
+
+class JobConflictError(CapsError):
+    """The job's state does not allow this."""
+
+    code = "job-conflict"
+    status = 409
+    title = "Conflict"
+
+
+class JobEndedError(JobConflictError):
+    """The job has ended, or is being cancelled, and can't change any more."""
+
+    code = "job-ended"
+    title = "Job has ended"
+    hint = "submit a new job; `init_from` continues from this one's checkpoint"
+
+
+class StaleJobError(JobConflictError):
+    """The job has changed since it was read."""
+
+    code = "job-stale"
+    title = "Job has changed"
+    hint = "read the job again and repeat"
+
+
+class JobUnreadableError(CapsError):
+    """This release can't read the job's specification."""
+
+    code = "job-unreadable"
+    title = "Job unreadable"
+    hint = "install the package whose routing, loss or data set the job names"
+
+
+class UnavailableError(CapsError):
+    """A part of the service does not answer."""
+
+    code = "unavailable"
+    status = 503
+    title = "Unavailable"
+    hint = "try again in a moment; GET /readyz tells what does not answer"
+
+
+class DatabaseUnavailableError(UnavailableError):
+    """The queue's database does not answer."""
+
+    code = "database-unavailable"
+    title = "Database unavailable"
+
+
+class ClusterUnavailableError(UnavailableError):
+    """The Ray cluster does not answer."""
+
+    code = "cluster-unavailable"
+    title = "Cluster unavailable"
+
+
+class TrackingUnavailableError(UnavailableError):
+    """The MLflow server does not answer."""
+
+    code = "tracking-unavailable"
+    title = "Tracking unavailable"
+
+
+class StackError(CapsError):
+    """The embedded stack can't be started or stopped."""
+
+    code = "stack"
+    title = "Stack"

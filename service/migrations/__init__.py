@@ -1,0 +1,1 @@
+"""Alembic's migrations of the queue's database, run by `Store.migrate`."""

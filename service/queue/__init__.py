@@ -1,0 +1,1 @@
+"""The durable queue: its records (`job`), tables (`tables`) and store (`store`)."""

@@ -1,0 +1,108 @@
+"""The records of the queue. Frozen: a change of state is a new record that the store wrote.
+
+QUEUED -> RUNNING -> SUCCEEDED | FAILED | CANCELLED        (terminal)
+  ^         |  |
+  |         |  +-> PAUSED -> QUEUED | CANCELLED
+  +---------+      a new attempt, after an error with retries left or a lost worker
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from workers.attempt import Reason, StopKind
+from workers.specs import TrainSpec
+
+
+class State(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job can never change again."""
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+class Desired(StrEnum):
+    """What the user wants of a job."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try to run a job; times in seconds since 1970."""
+
+    job_id: str
+    number: int
+    created_at: float
+    submitted_at: float | None = None
+    """When Ray accepted it; None while that is not known."""
+    stop_kind: StopKind | None = None
+    stop_reason: Reason | None = None
+    stop_requested_at: float | None = None
+    gone_since: float | None = None
+    """When Ray's word was first that the attempt is over, without a result from the worker."""
+    ended_at: float | None = None
+
+    @property
+    def submission_id(self) -> str:
+        """The Ray job's id."""
+        return f"caps-{self.job_id}-{self.number}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the queue; times in seconds since 1970."""
+
+    id: str
+    spec: TrainSpec
+    desired: Desired
+    state: State
+    attempt: int
+    """Number of the current attempt; 0 before the first."""
+    version: int
+    """Grows with every change; the store's compare-and-set is on (attempt, version)."""
+    created_at: float
+    updated_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    not_before: float | None = None
+    reason: Reason | None = None
+    evidence: str = ""
+    waiting_reason: str = ""
+    """Why a queued job is not running yet, in words."""
+    errors: int = 0
+    """Attempts that ended in an error of the training."""
+    losses: int = 0
+    """Attempts lost to the infrastructure since the last one that made progress."""
+    experiment_id: str | None = None
+    run_id: str | None = None
+    run_closed: bool = False
+    """Whether MLflow's run is known to carry the final status."""
+    result: dict[str, Any] | None = None
+    """The worker's `Result` of the last attempt that left one."""
+    current: Attempt | None = field(default=None, compare=False)
+    """The current attempt's record."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a job's history, written in the same transaction as the change it tells."""
+
+    id: int
+    job_id: str
+    attempt: int
+    at: float
+    type: str
+    message: str
+    data: dict[str, Any]

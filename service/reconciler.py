@@ -1,0 +1,337 @@
+"""The loop that looks at every job, asks `service.reconcile` what to do, and does it.
+
+Any order of crashes is safe: an attempt's row is committed before Ray is called, every change is a
+compare-and-set on (attempt, version), and every call to the outside can be repeated.
+"""
+
+import logging
+import threading
+import time
+
+from pydantic import ValidationError
+
+from service import reconcile as decide
+from service.cluster import RayCluster
+from service.errors import (
+    ClusterUnavailableError,
+    JobNotFoundError,
+    StaleJobError,
+    TrackingUnavailableError,
+)
+from service.placement import Placement
+from service.queue.job import Job, State
+from service.queue.store import NewEvent, Store
+from service.runs import MlflowRuns
+from service.settings import Settings
+from service.version import package_version
+from workers.attempt import Attempt, AttemptFolder, Reason, Result
+
+logger = logging.getLogger(__name__)
+
+SIGNAL_AGAIN_S = 5.0
+CLOSE_AGAIN_S = 10.0
+EVIDENCE_LENGTH = 2000
+
+
+class ReconcilerLoop:
+    """A thread that ticks every `settings.tick_s` seconds, or at once when woken."""
+
+    def __init__(
+        self, store: Store, cluster: RayCluster, runs: MlflowRuns, settings: Settings
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._runs = runs
+        self._settings = settings
+        self._wake = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._signalled: dict[str, float] = {}
+        self._close_after = 0.0
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the current tick and end; jobs go on without us."""
+        self._ended.set()
+        self._wake.set()
+        if self._thread:
+            self._thread.join(timeout=30)
+
+    def wake(self) -> None:
+        """Tick now: something was submitted or cancelled."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._wake.clear()
+            try:
+                self.tick()
+            except Exception:
+                logger.exception("a tick failed; the next one looks again")
+            self._wake.wait(self._settings.tick_s)
+
+    def tick(self) -> None:
+        """Look at every job that has not ended, once."""
+        jobs = self._store.active()
+        running = [job for job in jobs if job.state is State.RUNNING]
+        waiting = [job for job in jobs if job.state is not State.RUNNING]
+        nodes = {job.id: self._guarded(self._tick_running, job) for job in running}
+        if waiting:
+            self._tick_all_waiting(waiting, running, nodes)
+        self._close_runs()
+
+    # ------------------------------------------------------------------------ running jobs
+
+    def _tick_running(self, job: Job) -> str | None:
+        """Act on one running job; returns the node that it runs on, where Ray knows."""
+        assert job.current is not None
+        seen = self._look(job)
+        action = decide.reconcile(job, job.current, seen, self._store.now())
+        self._apply(job, action, seen)
+        return seen.ray.node_id
+
+    def _look(self, job: Job) -> decide.Seen:
+        assert job.current is not None
+        folder = self._folder(job)
+        ray = self._cluster.job(job.current.submission_id)
+        # Read after Ray was asked: a worker that ended in between has left its result by now.
+        return decide.Seen(
+            ray=ray,
+            result=_read_result(folder),
+            result_at=folder.result_written_at(),
+            heartbeat=folder.heartbeat(),
+            has_checkpoint=any(folder.checkpoints.glob("step-*.json")),
+        )
+
+    def _apply(self, job: Job, action: decide.Action, seen: decide.Seen) -> None:
+        match action:
+            case decide.Nothing():
+                pass
+            case decide.Submit():
+                self._submit(job)
+            case decide.RequestStop():
+                self._request_stop(job, action)
+            case decide.StopRay():
+                self._signal(job, action.why)
+            case decide.NoteGone():
+                at = self._store.now() if action.gone else None
+                event = NewEvent("suspect", f"Ray says {seen.ray.status}; the worker is silent")
+                self._store.update(
+                    job, event=event if action.gone else None, attempt={"gone_since": at}
+                )
+            case decide.Finish():
+                self._finish(job, action, seen.result)
+            case decide.Requeue():
+                self._requeue(job, action)
+            case _:
+                raise AssertionError(f"{action} is not for a running job")
+
+    def _submit(self, job: Job) -> None:
+        assert job.current is not None
+        assert job.run_id is not None
+        folder = self._folder(job)
+        folder.write_attempt(
+            Attempt(
+                package_version=package_version(),
+                job=job.id,
+                attempt=job.attempt,
+                spec=job.spec,
+                tracking_uri=self._settings.mlflow_uri,
+                run_id=job.run_id,
+                init_checkpoint=self._init_checkpoint(job),
+            )
+        )
+        need = job.spec.resources
+        self._cluster.submit(
+            job.current.submission_id,
+            job.id,
+            job.attempt,
+            need.cpus_per_worker,
+            need.gpus_per_worker,
+        )
+        event = NewEvent("dispatched", f"Ray has {job.current.submission_id}")
+        self._store.update(job, event=event, attempt={"submitted_at": self._store.now()})
+
+    def _request_stop(self, job: Job, action: decide.RequestStop) -> None:
+        self._folder(job).request_stop(action.kind)
+        event = NewEvent("stop-requested", f"the worker is asked to leave: {action.reason.value}")
+        changes = {
+            "stop_kind": action.kind,
+            "stop_reason": action.reason,
+            "stop_requested_at": self._store.now(),
+        }
+        self._store.update(job, event=event, attempt=changes)
+
+    def _signal(self, job: Job, why: str) -> None:
+        assert job.current is not None
+        submission = job.current.submission_id
+        first = submission not in self._signalled
+        if not first and time.monotonic() - self._signalled[submission] < SIGNAL_AGAIN_S:
+            return
+        self._signalled[submission] = time.monotonic()
+        self._cluster.stop(submission)
+        if first:
+            self._store.update(job, event=NewEvent("signalled", f"SIGTERM, then SIGKILL: {why}"))
+
+    def _finish(self, job: Job, action: decide.Finish, result: Result | None) -> None:
+        now = self._store.now()
+        ended = {"ended_at": now} if job.current else None
+        self._store.update(
+            job,
+            event=NewEvent(action.state.value.lower(), action.evidence or action.reason.value),
+            attempt=ended,
+            state=action.state,
+            reason=action.reason,
+            evidence=action.evidence[:EVIDENCE_LENGTH],
+            waiting_reason="",
+            finished_at=now if action.state.terminal else None,
+            result=result.model_dump(mode="json") if result else job.result,
+        )
+        self._wake.set()  # its place is free: look at the queue again at once
+
+    def _requeue(self, job: Job, action: decide.Requeue) -> None:
+        now = self._store.now()
+        self._store.update(
+            job,
+            event=NewEvent("requeued", f"{action.reason.value}: {action.evidence}"[:500]),
+            attempt={"ended_at": now} if job.current else None,
+            state=State.QUEUED,
+            reason=action.reason,
+            evidence=action.evidence[:EVIDENCE_LENGTH],
+            errors=action.errors,
+            losses=action.losses,
+            not_before=now + action.delay_s if action.delay_s else None,
+        )
+        self._wake.set()
+
+    # ------------------------------------------------------------------------ waiting jobs
+
+    def _tick_all_waiting(
+        self, waiting: list[Job], running: list[Job], nodes: dict[str, str | None]
+    ) -> None:
+        try:
+            placement = Placement(self._cluster.nodes())
+        except ClusterUnavailableError as error:
+            for job in waiting:
+                self._guarded(self._tick_waiting, job, str(error))
+            return
+        for job in running:
+            placement.occupy(job.spec.resources, nodes[job.id])
+        for job in waiting:
+            self._guarded(self._tick_waiting_placed, job, placement)
+
+    def _tick_waiting_placed(self, job: Job, placement: Placement) -> None:
+        now = self._store.now()
+        backing_off = job.not_before is not None and now < job.not_before
+        obstacle = "" if backing_off or job.state is State.PAUSED else self._wait_for_init(job)
+        if not obstacle and not backing_off and job.state is State.QUEUED:
+            obstacle = placement.place(job.spec.resources)
+        self._tick_waiting(job, obstacle)
+
+    def _tick_waiting(self, job: Job, obstacle: str) -> None:
+        action = decide.reconcile_waiting(job, obstacle, self._store.now())
+        match action:
+            case decide.Nothing():
+                pass
+            case decide.Wait():
+                self._wait(job, action.reason)
+            case decide.Dispatch():
+                self._dispatch(job)
+            case decide.Finish():
+                self._finish(job, action, None)
+            case decide.Requeue():
+                self._requeue(job, action)
+            case _:
+                raise AssertionError(f"{action} is not for a waiting job")
+
+    def _wait(self, job: Job, reason: str) -> None:
+        if job.waiting_reason != reason:
+            self._store.update(job, waiting_reason=reason)
+
+    def _dispatch(self, job: Job) -> None:
+        if job.run_id is None:
+            try:
+                experiment_id, run_id = self._runs.ensure(job)
+            except TrackingUnavailableError as error:
+                self._wait(job, str(error))
+                return
+            job = self._store.update(job, experiment_id=experiment_id, run_id=run_id)
+        event = NewEvent("started", f"attempt {job.attempt + 1}")
+        self._submit(self._store.start_attempt(job, event))
+
+    # ------------------------------------------------------------------------- init_from
+
+    def _wait_for_init(self, job: Job) -> str:
+        """Why the job's initial weights are not there yet, if so."""
+        source = job.spec.init_from
+        if source is None or source.job is None:
+            return ""
+        try:
+            origin = self._store.get(source.job)
+        except JobNotFoundError:
+            return ""  # the worker finds no checkpoint and says so
+        if origin.state.terminal or origin.state is State.PAUSED:
+            return ""
+        return f"init_from: job {origin.id} has not ended yet"
+
+    def _init_checkpoint(self, job: Job) -> str | None:
+        source = job.spec.init_from
+        if source is None:
+            return None
+        if source.path is not None:
+            return source.path
+        assert source.job is not None
+        missing = f"jobs/{source.job}/no-{source.checkpoint}-checkpoint"
+        try:
+            origin = self._store.get(source.job)
+        except JobNotFoundError:
+            return missing
+        checkpoints = (origin.result or {}).get("checkpoints", {})
+        return str(checkpoints.get(source.checkpoint, {}).get("path", missing))
+
+    # ------------------------------------------------------------------------ MLflow's end
+
+    def _close_runs(self) -> None:
+        """Give ended jobs' runs their final status; MLflow may be away for as long as it likes."""
+        if time.monotonic() < self._close_after:
+            return
+        for job in self._store.unclosed():
+            try:
+                self._runs.close(job)
+                self._store.update(job, run_closed=True)
+            except TrackingUnavailableError as error:
+                logger.warning("runs are closed later: %s", error)
+                self._close_after = time.monotonic() + CLOSE_AGAIN_S
+                return
+            except StaleJobError:
+                continue
+
+    # ------------------------------------------------------------------------------ helpers
+
+    def _guarded(self, step, job: Job, *arguments):  # type: ignore[no-untyped-def]
+        """One job's trouble is its own: the others are looked at all the same."""
+        try:
+            return step(job, *arguments)
+        except StaleJobError:
+            return None  # changed meanwhile, by a user or another replica: the next look sees it
+        except (ClusterUnavailableError, TrackingUnavailableError) as error:
+            logger.warning("job %s: %s", job.id, error)
+        except Exception:
+            logger.exception("job %s", job.id)
+        return None
+
+    def _folder(self, job: Job) -> AttemptFolder:
+        return AttemptFolder(self._settings.storage_root, job.id, job.attempt)
+
+
+def _read_result(folder: AttemptFolder) -> Result | None:
+    try:
+        return folder.read_result()
+    except ValidationError as error:
+        first = error.errors()[0]
+        evidence = f"result.json is not one of ours: {first['loc']} {first['msg']}"
+        return Result(outcome="failed", reason=Reason.VERSION_MISMATCH, evidence=evidence)

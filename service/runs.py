@@ -1,0 +1,134 @@
+"""The control plane's MLflow calls: it makes each job's run, and closes it when all is over."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+# Read by mlflow at import: a dead server must cost seconds, not the default of minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import httpx
+from mlflow import MlflowClient
+from mlflow.entities import Param
+from mlflow.exceptions import MlflowException
+
+from service.errors import TrackingUnavailableError
+from service.queue.job import Job, State
+from workers.specs import TrainSpec
+
+TAG_JOB = "caps.job"
+PARAMS_PER_BATCH = 100
+PARAM_LENGTH = 6000
+
+FINAL_STATUS = {
+    State.SUCCEEDED: "FINISHED",
+    State.FAILED: "FAILED",
+    State.CANCELLED: "KILLED",
+}
+
+
+class MlflowRuns:
+    """Runs on one tracking server; every method raises TrackingUnavailableError when it is away."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._client = MlflowClient(tracking_uri=uri)
+
+    def ping(self) -> None:
+        """Raises TrackingUnavailableError unless the server answers."""
+        try:
+            answer = httpx.get(f"{self.uri.rstrip('/')}/health", timeout=5)
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise TrackingUnavailableError(f"MLflow at {self.uri} does not answer") from error
+
+    def ensure(self, job: Job) -> tuple[str, str]:
+        """The job's (experiment id, run id); made on the first call, found by its tag later."""
+        self.ping()
+        try:
+            experiment = self._experiment(job.spec.experiment)
+            found = self._client.search_runs([experiment], f"tags.`{TAG_JOB}` = '{job.id}'")
+            if found:
+                return experiment, found[0].info.run_id
+            return experiment, self._create(experiment, job)
+        except MlflowException as error:
+            raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
+
+    def close(self, job: Job) -> None:
+        """Give the run its final status, unless the worker has done so already."""
+        assert job.run_id is not None
+        status = FINAL_STATUS[job.state]
+        self.ping()
+        try:
+            run = self._client.get_run(job.run_id)
+            if run.info.status != status:
+                self._client.set_terminated(job.run_id, status)
+            self._client.set_tag(job.run_id, "caps.state", job.state.value)
+            if job.reason:
+                self._client.set_tag(job.run_id, "caps.reason", job.reason.value)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return  # somebody deleted it; there is nothing left to close
+            raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
+
+    def _experiment(self, name: str) -> str:
+        existing = self._client.get_experiment_by_name(name)
+        if existing is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException:  # somebody else made it meanwhile
+                existing = self._client.get_experiment_by_name(name)
+                if existing is None:
+                    raise
+        if existing.lifecycle_stage == "deleted":
+            self._client.restore_experiment(existing.experiment_id)
+        return str(existing.experiment_id)
+
+    def _create(self, experiment: str, job: Job) -> str:
+        ours = {
+            TAG_JOB: job.id,
+            "mlflow.source.name": "capsnet",
+            "mlflow.note.content": describe(job),
+        }
+        tags = {**job.spec.labels, **ours}
+        run = self._client.create_run(experiment, tags=tags, run_name=job.spec.name)
+        run_id = str(run.info.run_id)
+        params = [Param(name, value[:PARAM_LENGTH]) for name, value in flatten(job.spec)]
+        for start in range(0, len(params), PARAMS_PER_BATCH):
+            self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_BATCH])
+        return run_id
+
+
+def flatten(spec: TrainSpec) -> Iterator[tuple[str, str]]:
+    """The specification as (field path, value) pairs; labels and descriptions stand in tags."""
+    skipped = {"description", "labels", "name", "experiment", "schema_version"}
+    yield from _leaves("", spec.model_dump(mode="json", exclude=skipped))
+
+
+def _leaves(path: str, node: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _leaves(f"{path}.{name}" if path else name, child)
+    elif isinstance(node, list) and any(isinstance(child, dict) for child in node):
+        for index, child in enumerate(node):
+            yield from _leaves(f"{path}.{index}", child)
+    else:
+        yield path, str(node)
+
+
+def describe(job: Job) -> str:
+    """The run's note, in Markdown: what this run is."""
+    spec = job.spec
+    lines = [
+        f"# {spec.name}",
+        spec.description,
+        f"Job `{job.id}`: a **{spec.model.type}** trained on **{spec.dataset.type}** for at most "
+        f"{spec.epochs} epochs, {spec.batch_size} images a batch, in {spec.precision}, seed "
+        f"{spec.seed}.",
+        "The best weights are chosen by the accuracy on the validation part; the test set is read "
+        "once, at the end (`test/`: best weights, `test_last/`: last weights). Open *Model "
+        "metrics* for the curves and the reconstruction sheets.",
+    ]
+    return "\n\n".join(line for line in lines if line)

@@ -1,0 +1,53 @@
+"""Settings, read from the environment (`CAPS_*`)."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where things lie and who answers where. `capsctl up` fills in what it starts itself."""
+
+    model_config = SettingsConfigDict(env_prefix="CAPS_", use_attribute_docstrings=True)
+
+    home: Path = Path(".caps")
+    """All that the embedded stack writes."""
+    storage: Path | None = None
+    """Jobs' folders, the same path on every node; CAPS_HOME/storage by default."""
+    database_url: str | None = None
+    """SQLAlchemy URL; SQLite in CAPS_HOME/queue.db by default."""
+    ray_address: str = "http://127.0.0.1:8265"
+    """The Ray head's dashboard, which serves the Jobs API."""
+    ray_token_path: Path | None = None
+    """File that holds Ray's token (RAY_AUTH_MODE=token), readable by us alone."""
+    mlflow_uri: str = "http://127.0.0.1:5000"
+    """MLflow's tracking server, as the control plane and the workers reach it."""
+    mlflow_public_url: str | None = None
+    """MLflow's address in links for people, where it differs from CAPS_MLFLOW_URI."""
+    allowed_hosts: list[str] = ["127.0.0.1", "localhost", "testserver"]
+    """Host headers that the API answers."""
+    tick_s: float = Field(default=1.0, gt=0, le=60)
+    """Seconds between two looks of the reconciler."""
+    stack_id: str = ""
+    """Set by `capsctl up`; /healthz repeats it, so that the next `up` knows its own."""
+
+    @property
+    def storage_root(self) -> Path:
+        """Absolute path of the jobs' folders."""
+        return (self.storage or self.home / "storage").absolute()
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the queue."""
+        return self.database_url or f"sqlite:///{(self.home / 'queue.db').absolute()}"
+
+    @property
+    def ray_token(self) -> str | None:
+        """Ray's token; None for a cluster without one."""
+        return self.ray_token_path.read_text().strip() if self.ray_token_path else None
+
+    @property
+    def mlflow_link(self) -> str:
+        """MLflow's address in links for people."""
+        return (self.mlflow_public_url or self.mlflow_uri).rstrip("/")

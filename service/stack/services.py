@@ -1,0 +1,158 @@
+"""The three services of the embedded stack: how each is started, and when it is ready."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from service.cluster import RayCluster
+from service.errors import ClusterUnavailableError
+from service.stack.processes import HOME_TAG, SERVICE_TAG
+from service.stack.state import StackState, token_path
+
+MAX_RAY_FOLDER = 36
+"""Ray's sockets lie some 66 characters below its folder, and a socket's path has at most 103."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One part of the stack."""
+
+    name: str
+    title: str
+    command: list[str]
+    environment: dict[str, str]
+    address: str
+    ready: Callable[[], bool]
+
+
+def services(home: Path, state: StackState, cpus: int | None, gpus: int | None) -> list[Service]:
+    """The stack's services in the order in which they are named to the user."""
+    return [
+        _ray(home, state, cpus, gpus),
+        _mlflow(home, state),
+        _api(home, state),
+    ]
+
+
+def ray_folder(home: Path, state: StackState) -> Path:
+    """Ray's sessions and logs: below CAPS_HOME, unless its path is too long for a socket."""
+    inside = home / "ray"
+    if len(str(inside)) <= MAX_RAY_FOLDER:
+        return inside
+    return Path(tempfile.gettempdir()) / f"caps-{state.stack_id}"
+
+
+def _common(home: Path, service: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    return inherited | {
+        HOME_TAG: str(home),
+        SERVICE_TAG: service,
+        "CAPS_PYTHON": sys.executable,
+        "CAPS_STORAGE": os.environ.get("CAPS_STORAGE", str(home / "storage")),
+        "CAPS_DATA_DIR": str(Path(os.environ.get("CAPS_DATA_DIR", "data")).absolute()),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
+def _ray(home: Path, state: StackState, cpus: int | None, gpus: int | None) -> Service:
+    ports = state.ports
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1",
+        f"--port={ports['ray_gcs']}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={ports['ray_dashboard']}",
+        f"--ray-client-server-port={ports['ray_client']}",
+        f"--dashboard-agent-listen-port={ports['ray_agent']}",
+        f"--metrics-export-port={ports['ray_metrics']}",
+        # Any free ports: a fixed range would collide with another Ray on this machine.
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--temp-dir={ray_folder(home, state)}",
+    ]
+    command += [f"--num-cpus={cpus}"] if cpus is not None else []
+    command += [f"--num-gpus={gpus}"] if gpus is not None else []
+    environment = _common(home, "ray") | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path(home)),
+        # Without it Ray rewrites 127.0.0.1 to the host's public address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+    def ready() -> bool:
+        cluster = RayCluster(state.ray_address, token_path(home).read_text().strip())
+        try:
+            return len(cluster.nodes()) > 0
+        except (ClusterUnavailableError, KeyError):
+            return False
+        finally:
+            cluster.close()
+
+    return Service("ray", "Ray head", command, environment, state.ray_address, ready)
+
+
+def _mlflow(home: Path, state: StackState) -> Service:
+    folder = home / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host=127.0.0.1",
+        f"--port={state.ports['mlflow']}",
+        "--workers=1",
+        f"--backend-store-uri=sqlite:///{folder / 'mlflow.db'}",
+        f"--artifacts-destination={folder / 'artifacts'}",
+        "--allowed-hosts=localhost:*,127.0.0.1:*",
+    ]
+    # Job execution costs 20 s of start and 1.5 GB, for features that nobody uses here.
+    environment = _common(home, "mlflow") | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return Service(
+        "mlflow",
+        "MLflow",
+        command,
+        environment,
+        state.mlflow_url,
+        lambda: _get(f"{state.mlflow_url}/health") is not None,
+    )
+
+
+def _api(home: Path, state: StackState) -> Service:
+    command = [
+        sys.executable,
+        "-m",
+        "service.app",
+        "--host=127.0.0.1",
+        f"--port={state.ports['api']}",
+    ]
+    environment = _common(home, "api") | {
+        "CAPS_RAY_ADDRESS": state.ray_address,
+        "CAPS_RAY_TOKEN_PATH": str(token_path(home)),
+        "CAPS_MLFLOW_URI": state.mlflow_url,
+        "CAPS_STACK_ID": state.stack_id,
+    }
+
+    def ready() -> bool:
+        answer = _get(f"{state.api_url}/healthz")
+        return answer is not None and answer.json().get("stack") == state.stack_id
+
+    return Service("api", "API", command, environment, state.api_url, ready)
+
+
+def _get(url: str) -> httpx.Response | None:
+    try:
+        answer = httpx.get(url, timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return None
+    return answer if answer.status_code == 200 else None

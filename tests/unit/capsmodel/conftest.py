@@ -1,0 +1,78 @@
+"""A tiny net and a tiny data set, on which a training step takes milliseconds."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from capsmodel.config import CapsNetConfig, DecoderConfig, Mnist5kConfig, TrainingConfig
+from capsmodel.datasets import Dataset
+
+REPOSITORY = Path(__file__).parents[3]
+
+TINY_NET = CapsNetConfig(
+    conv_channels=4,
+    conv_stride=2,
+    primary_types=2,
+    primary_dim=4,
+    primary_kernel=5,
+    primary_stride=3,
+    class_dim=6,
+    decoder=DecoderConfig(hidden=(8,)),
+)
+
+
+@pytest.fixture
+def tiny_net() -> CapsNetConfig:
+    return TINY_NET
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., TrainingConfig]:
+    """Makes the configuration of a training of two epochs with seven steps each."""
+
+    def make(**changes: Any) -> TrainingConfig:
+        settings = {
+            "model": TINY_NET,
+            "dataset": Mnist5kConfig(validation_fraction=0.2),
+            "epochs": 2,
+            "batch_size": 12,
+            **changes,
+        }
+        return TrainingConfig(**settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> Dataset:
+    """100 + 30 random pictures: 80 to learn from, so the last batch of 12 holds 8."""
+    generator = torch.Generator().manual_seed(1)
+
+    def images(count: int) -> torch.Tensor:
+        shape = (count, 1, 28, 28)
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
+    return Dataset(
+        name="tiny",
+        train_images=images(100),
+        train_labels=torch.arange(100) % 10,
+        test_images=images(30),
+        test_labels=torch.arange(30) % 10,
+        classes=10,
+    )
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder that holds mnist/; tests that need the whole MNIST skip without it."""
+    candidates = [REPOSITORY.parent / "shared" / "data"]
+    if "CAPS_DATA_DIR" in os.environ:
+        candidates.insert(0, Path(os.environ["CAPS_DATA_DIR"]))
+    for folder in candidates:
+        if (folder / "mnist").is_dir():
+            return folder
+    pytest.skip("the whole MNIST is in neither CAPS_DATA_DIR nor ../shared/data")

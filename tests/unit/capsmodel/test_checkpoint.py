@@ -1,0 +1,235 @@
+"""Checkpoints: whole or refused, and the folder that keeps the newest and the best."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from capsmodel import checkpoint
+from capsmodel.checkpoint import (
+    BadCheckpointError,
+    CheckpointFolder,
+    load_checkpoint,
+    read_info,
+    save_checkpoint,
+)
+
+
+def state(value: float = 1.0) -> dict[str, Any]:
+    return {"weights": torch.full((50,), value), "steps": [1, 2], "best": None}
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.unlink()  # a hard link of the file stays whole
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGES = [flip_a_bit, truncate, empty, remove]
+
+
+class TestFile:
+    def test_what_was_saved_is_loaded(self, tmp_path) -> None:
+        info = save_checkpoint(tmp_path / "new" / "a.pt", state(), epoch=2, step=30)
+        loaded = load_checkpoint(info.path)
+        assert torch.equal(loaded.pop("weights"), state()["weights"])
+        assert loaded == {"steps": [1, 2], "best": None}
+        assert read_info(info.path) == info
+        assert (info.epoch, info.step) == (2, 30)
+
+    def test_the_sidecar_describes_the_file(self, tmp_path) -> None:
+        info = save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
+        assert json.loads((tmp_path / "a.pt.json").read_text()) == {
+            "schema_version": 1,
+            "sha256": info.sha256,
+            "size": info.path.stat().st_size,
+            "epoch": 2,
+            "step": 30,
+        }
+
+    def test_nothing_else_is_left_behind(self, tmp_path) -> None:
+        save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
+        assert sorted(os.listdir(tmp_path)) == ["a.pt", "a.pt.json"]
+
+    @pytest.mark.parametrize("digest_from", ["the sidecar", "the caller"])
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_a_damaged_file_never_reaches_torch(
+        self, tmp_path, monkeypatch, damage, digest_from
+    ) -> None:
+        info = save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
+        damage(info.path)
+        monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("loaded"))
+        sha256 = info.sha256 if digest_from == "the caller" else None
+        with pytest.raises(BadCheckpointError, match=r"a\.pt"):
+            load_checkpoint(info.path, sha256)
+
+    def test_another_checkpoint_than_asked_for_is_refused(self, tmp_path) -> None:
+        save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
+        with pytest.raises(BadCheckpointError, match="another file"):
+            load_checkpoint(tmp_path / "a.pt", sha256="0" * 64)
+
+    @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"schema_version": 1}'])
+    def test_a_damaged_sidecar_is_refused(self, tmp_path, content) -> None:
+        info = save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
+        sidecar = tmp_path / "a.pt.json"
+        sidecar.unlink() if content is None else sidecar.write_text(content)
+        with pytest.raises(BadCheckpointError, match=r"sidecar|damaged"):
+            load_checkpoint(info.path)
+        assert load_checkpoint(info.path, info.sha256)["steps"] == [1, 2]
+
+    def test_a_newer_sidecar_is_refused(self, tmp_path) -> None:
+        info = save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
+        sidecar = tmp_path / "a.pt.json"
+        sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "schema_version": 2}))
+        with pytest.raises(BadCheckpointError, match="schema_version 2, this release reads 1"):
+            read_info(info.path)
+
+    def test_code_is_never_run(self, tmp_path) -> None:
+        info = save_checkpoint(tmp_path / "a.pt", {"path": Path("/")}, epoch=0, step=0)
+        with pytest.raises(BadCheckpointError, match="no checkpoint that can be loaded"):
+            load_checkpoint(info.path)
+
+    def test_something_else_than_a_dict_is_refused(self, tmp_path) -> None:
+        info = save_checkpoint(tmp_path / "a.pt", [1], epoch=0, step=0)  # type: ignore[arg-type]
+        with pytest.raises(BadCheckpointError, match="holds a list"):
+            load_checkpoint(info.path)
+
+    def test_a_crash_while_writing_leaves_the_old_file(self, tmp_path, monkeypatch) -> None:
+        info = save_checkpoint(tmp_path / "a.pt", state(1), epoch=1, step=1)
+
+        def crash(*_: object) -> None:
+            raise OSError("no power")
+
+        monkeypatch.setattr(checkpoint.os, "replace", crash)
+        with pytest.raises(OSError, match="no power"):
+            save_checkpoint(tmp_path / "a.pt", state(2), epoch=2, step=2)
+        assert read_info(info.path) == info
+
+
+class TestFolder:
+    @pytest.fixture
+    def folder(self, tmp_path) -> CheckpointFolder:
+        return CheckpointFolder(tmp_path / "checkpoints")
+
+    def names(self, folder: CheckpointFolder) -> list[str]:
+        return sorted(path.name for path in folder.path.glob("*.pt"))
+
+    def test_an_empty_folder_has_nothing(self, folder) -> None:
+        assert folder.newest_verified() == (None, [])
+        assert folder.best() is None
+
+    def test_the_newest_stay(self, folder) -> None:
+        for step in (5, 900, 1000):
+            newest = folder.save(state(), epoch=0, step=step)
+        assert self.names(folder) == ["step-00000900.pt", "step-00001000.pt"]
+        assert len(list(folder.path.iterdir())) == 4
+        assert folder.newest_verified() == (newest, [])
+
+    @pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty])
+    def test_a_damaged_newest_is_skipped_and_reported(self, folder, damage) -> None:
+        older = folder.save(state(), epoch=0, step=5)
+        damage(folder.save(state(), epoch=0, step=6).path)
+        found, problems = folder.newest_verified()
+        assert found == older
+        assert len(problems) == 1
+        assert "step-00000006.pt" in problems[0]
+
+    def test_nothing_is_found_where_all_are_damaged(self, folder) -> None:
+        for step in (5, 6):
+            empty(folder.save(state(), epoch=0, step=step).path)
+        found, problems = folder.newest_verified()
+        assert found is None
+        assert len(problems) == 2
+
+    def test_leftovers_of_a_crash_are_swept(self, folder) -> None:
+        folder.path.mkdir()
+        (folder.path / ".step-00000001.pt.77.tmp").write_bytes(b"half")
+        folder.save(state(), epoch=0, step=5)
+        assert not list(folder.path.glob(".*"))
+
+    def test_the_best_outlives_its_step_checkpoint(self, folder) -> None:
+        marked = folder.mark_best(folder.save(state(1), epoch=1, step=1))
+        for step in (2, 3):
+            folder.save(state(step), epoch=1, step=step)
+        assert self.names(folder) == ["best.pt", "step-00000002.pt", "step-00000003.pt"]
+        assert folder.best() == marked
+        assert load_checkpoint(marked.path)["weights"][0] == 1
+
+    def test_a_better_one_replaces_the_best(self, folder) -> None:
+        folder.mark_best(folder.save(state(1), epoch=1, step=1))
+        folder.mark_best(folder.save(state(2), epoch=2, step=2))
+        assert folder.best().step == 2
+        assert load_checkpoint(folder.best().path)["weights"][0] == 2
+
+    def test_marking_works_without_hard_links(self, folder, monkeypatch) -> None:
+        def no_links(*_: object) -> None:
+            raise OSError("not supported")
+
+        monkeypatch.setattr(checkpoint.os, "link", no_links)
+        info = folder.save(state(), epoch=1, step=1)
+        assert folder.mark_best(info).sha256 == info.sha256
+        assert load_checkpoint(folder.best().path)["steps"] == [1, 2]
+
+    def test_a_damaged_best_is_refused(self, folder) -> None:
+        folder.mark_best(folder.save(state(), epoch=1, step=1))
+        flip_a_bit(folder.path / "best.pt")
+        with pytest.raises(BadCheckpointError, match=r"best\.pt is damaged"):
+            folder.best()
+
+    def test_a_crash_between_the_best_and_its_sidecar_is_mended(self, folder) -> None:
+        folder.mark_best(folder.save(state(1), epoch=1, step=1))
+        old_sidecar = (folder.path / "best.pt.json").read_text()
+        folder.mark_best(folder.save(state(2), epoch=2, step=2))
+        (folder.path / "best.pt.json").write_text(old_sidecar)
+        assert folder.best().step == 2
+        assert read_info(folder.path / "best.pt").step == 2
+
+    def test_the_best_of_another_folder_is_adopted(self, folder, tmp_path) -> None:
+        earlier = CheckpointFolder(tmp_path / "earlier")
+        best = earlier.mark_best(earlier.save(state(3), epoch=4, step=40))
+        adopted = folder.adopt_best(best)
+        assert (adopted.path, adopted.epoch, adopted.step) == (folder.path / "best.pt", 4, 40)
+        flip_a_bit(best.path)
+        assert folder.best() == adopted
+        with pytest.raises(BadCheckpointError):
+            folder.adopt_best(best)
+
+    @pytest.mark.parametrize(
+        ("best", "last", "names"),
+        [
+            (True, True, ["best.pt", "last.pt"]),
+            (True, False, ["best.pt"]),
+            (False, True, ["last.pt"]),
+            (False, False, []),
+        ],
+    )
+    def test_what_stays_in_the_end(self, folder, best, last, names) -> None:
+        folder.mark_best(folder.save(state(1), epoch=1, step=1))
+        folder.save(state(2), epoch=2, step=2)
+        for _ in range(2):  # once more, as after a crash in the middle
+            folder.keep(best=best, last=last)
+            assert self.names(folder) == names
+            assert len(list(folder.path.iterdir())) == 2 * len(names)
+        if last:
+            newest, problems = folder.newest_verified()
+            assert (newest.path.name, newest.step, problems) == ("last.pt", 2, [])
+
+    def test_a_folder_keeps_at_least_one(self, tmp_path) -> None:
+        with pytest.raises(ValueError, match="keep_newest is 0"):
+            CheckpointFolder(tmp_path, keep_newest=0)

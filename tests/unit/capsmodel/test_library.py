@@ -1,0 +1,118 @@
+"""The library as a whole: what it imports, its open sets, and the example."""
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import ValidationError
+
+import capsmodel
+from capsmodel import open_set
+from capsmodel.config import (
+    DATASETS,
+    LOSSES,
+    MODELS,
+    ROUTINGS,
+    SCHEDULES,
+    CapsNetConfig,
+    Config,
+    RoutingConfig,
+)
+from capsmodel.open_set import Member, OpenSet
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def run_python(code: str) -> str:
+    """Output of Python code in a fresh process, in the repository's folder."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_configuration_needs_no_torch() -> None:
+    code = "import sys, capsmodel.config; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    assert run_python(code).split() == ["False", "False"]
+
+
+def test_the_public_names_can_be_had() -> None:
+    for name in capsmodel.__all__:
+        assert getattr(capsmodel, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'CapsNot'"):
+        _ = capsmodel.CapsNot
+
+
+def test_every_member_has_an_implementation() -> None:
+    for table in (ROUTINGS, MODELS, LOSSES, DATASETS, SCHEDULES):
+        for name in table.members:
+            assert callable(table.implementation(name))
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(ValidationError, match="'dynamic', 'uniform'"):
+        CapsNetConfig.model_validate({"routing": {"type": "telepathy"}})
+
+
+class EchoConfig(RoutingConfig):
+    """A member that a package of somebody else's brings."""
+
+    type: Literal["echo"] = "echo"
+    volume: int = 3
+
+
+ECHO = Member(EchoConfig, "capsmodel.routing.uniform:UniformRouting")
+
+
+@pytest.fixture
+def routings(monkeypatch) -> OpenSet:
+    """The routings and an installed package's `echo`; two other packages are broken."""
+
+    class Point(EntryPoint):
+        def load(self) -> object:
+            if self.name == "broken":
+                raise ImportError("not installed")
+            return ECHO if self.name == "echo" else "no member"
+
+    names = ("echo", "broken", "nonsense")
+    points = EntryPoints(Point(name, f"package:{name}", "capsmodel.routings") for name in names)
+    monkeypatch.setattr(open_set, "entry_points", lambda group: points.select(group=group))
+    return OpenSet("capsmodel.routings", default="dynamic", members=dict(ROUTINGS._own))
+
+
+def test_an_installed_package_adds_a_member(routings) -> None:
+    class Net(Config):
+        routing: Annotated[RoutingConfig, routings]
+
+    assert list(routings.members) == ["dynamic", "uniform", "echo"]
+    net = Net.model_validate({"routing": {"type": "echo", "volume": 5}})
+    assert net.routing == EchoConfig(volume=5)
+    assert routings.implementation("echo").__name__ == "UniformRouting"
+    assert net.model_dump() == {"routing": {"type": "echo", "volume": 5}}
+
+
+def test_the_example_runs_without_the_services_packages(tmp_path) -> None:
+    code = f"""
+import importlib.abc, os, runpy, sys
+
+BLOCKED = {{"ray", "mlflow", "fastapi", "httpx", "sqlalchemy", "PIL", "yaml", "mlxtend"}}
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED and "find_spec" not in sys._getframe(2).f_code.co_name:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+sys.path.insert(0, os.getcwd())
+example = os.path.abspath("examples/library.py")
+os.chdir({str(tmp_path)!r})
+runpy.run_path(example, run_name="__main__")
+assert not BLOCKED & set(sys.modules)
+"""
+    output = run_python(code)
+    assert "accuracy" in output
+    assert (tmp_path / "reconstruction.pgm").read_bytes().startswith(b"P5")

@@ -1,0 +1,216 @@
+"""`capsctl` against a real server: what it prints, and its exit status."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+from service.cli.documents import load
+from service.cli.output import InputError
+from service.queue.job import State
+from service.queue.store import NewEvent
+from workers.attempt import AttemptFolder, Progress
+from workers.specs import PRESETS, TrainSpec
+
+
+@pytest.fixture
+def capsctl(api: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("CAPS_URL", api.url)
+
+    def run(*arguments: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, list(arguments), input=stdin)
+
+    return run
+
+
+def submitted(capsctl: Any, *arguments: str) -> str:
+    result = capsctl("submit", *(arguments or ("demo",)), "-o", "json")
+    assert result.exit_code == 0, result.output
+    return str(json.loads(result.stdout)["id"])
+
+
+def ended(api: Any, job_id: str, state: State = State.SUCCEEDED) -> None:
+    job = api.store.start_attempt(api.store.get(job_id), NewEvent("started", "started"))
+    folder = AttemptFolder(api.settings.storage_root, job_id, 1)
+    folder.write_progress(
+        Progress(epoch=1, epochs=2, step=5, steps=10, train_loss=0.5, val_accuracy=0.9)
+    )
+    folder.log.write_text("hello\n")
+    reason = "completed" if state is State.SUCCEEDED else "diverged"
+    api.store.update(job, state=state, reason=reason, evidence="the line that tells")
+
+
+def test_submit_says_what_to_do_next(capsctl: Any) -> None:
+    result = capsctl("submit", "demo", "--set", "model.routing.iterations=1", "--name", "quick")
+    assert result.exit_code == 0, result.output
+    job_id = result.stdout.split()[1]
+    assert f"capsctl watch {job_id}" in result.stdout
+    view = json.loads(capsctl("show", job_id, "-o", "json").stdout)
+    assert view["spec"]["model"]["routing"]["iterations"] == 1
+    assert view["name"] == "quick"
+    assert "iterations: 1" in capsctl("show", job_id).stdout
+
+
+def test_submit_reads_yaml_and_json(capsctl: Any, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("name: 2026-11-22\nepochs: 1_000\noptimizer: {learning_rate: 1e-3}\n")
+    view = json.loads(capsctl("show", submitted(capsctl, str(file)), "-o", "json").stdout)
+    assert (view["name"], view["spec"]["epochs"]) == ("2026-11-22", 1000)
+    assert view["spec"]["optimizer"]["learning_rate"] == 0.001
+    result = capsctl("submit", "-", "-o", "json", stdin='{"epochs": 3}')
+    assert json.loads(result.stdout)["spec"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tells"),
+    [
+        (["demo", "--set", "model.routing.iterations=0"], "/model/routing/iterations"),
+        (["demo", "--set", "model.routing.iterations=0"], "1 to 10"),
+        (["demo", "--set", "optimizer.learning_rate=.nan"], "finite"),
+        (["demo", "--set", "epoch=1"], "did you mean 'epochs'"),
+        (["demo", "--set", "epochs"], "write it as"),
+        (["demo", "--set", "artifacts.7.columns=3"], "1 items"),
+        (["demo", "--set", "epochs={"], "--set"),
+        (["dmo"], "did you mean 'demo'"),
+        (["nothing-of-it"], "presets: demo, paper"),
+    ],
+)
+def test_bad_input_names_the_field_and_exits_2(
+    capsctl: Any, arguments: list[str], tells: str
+) -> None:
+    result = capsctl("submit", *arguments)
+    assert result.exit_code == 2
+    assert tells in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+    assert "\x1b" not in result.output
+
+
+@pytest.mark.parametrize("content", ["- 1", "a: [", "\x00", "{" * 3000, "!!python/object:x {}"])
+def test_a_broken_file_is_bad_input(capsctl: Any, tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    result = capsctl("submit", str(tmp_path / "bad.yaml"))
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+
+
+def test_errors_of_the_api_are_told_with_hint_and_request(capsctl: Any) -> None:
+    result = capsctl("show", "nope")
+    assert result.exit_code == 2
+    for tells in ("error: job-not-found", "hint: ", "request: "):
+        assert tells in result.stderr
+
+
+def test_an_api_that_does_not_answer_is_a_failure(
+    capsctl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPS_URL", "http://127.0.0.1:9")
+    result = capsctl("jobs")
+    assert result.exit_code == 1
+    assert "error: api-unreachable" in result.stderr
+    assert "capsctl up" in result.stderr
+
+
+def test_jobs_are_listed(capsctl: Any) -> None:
+    ids = [submitted(capsctl, "demo", "--set", "experiment=listed") for _ in range(3)]
+    text = capsctl("jobs", "--experiment", "listed", "--state", "queued").stdout
+    assert [line.split()[0] for line in text.splitlines()] == ["ID", *sorted(ids, reverse=True)]
+    listed = json.loads(
+        capsctl("jobs", "--experiment", "listed", "--limit", "2", "-o", "json").stdout
+    )
+    assert len(listed) == 2
+    assert capsctl("jobs", "--label", "novalue").exit_code == 2
+
+
+def test_watch_exits_by_what_became_of_the_job(capsctl: Any, api: Any) -> None:
+    good, bad = submitted(capsctl), submitted(capsctl)
+    ended(api, good)
+    ended(api, bad, State.FAILED)
+    result = capsctl("watch", good)
+    assert result.exit_code == 0, result.output
+    assert "epoch 1/2, step 5/10, loss 0.5000, validation 90.00%" in result.stdout
+    assert "\x1b" not in result.stdout
+    result = capsctl("watch", bad)
+    assert result.exit_code == 1
+    assert "FAILED, diverged\n  the line that tells\n  hint: lower optim" in result.stdout
+    lines = capsctl("watch", bad, "-o", "json").stdout.splitlines()
+    assert json.loads(lines[-1])["state"] == "FAILED"
+
+
+def test_ctrl_c_detaches_and_leaves_the_job_alone(
+    capsctl: Any, api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    job_id = submitted(capsctl)
+    monkeypatch.setattr("service.client.CapsClient.wait", interrupt)
+    result = capsctl("watch", job_id)
+    assert result.exit_code == 130
+    assert f"capsctl watch {job_id}" in result.stderr
+    assert api.store.get(job_id).desired == "run"
+
+
+def test_logs_events_and_cancel(capsctl: Any, api: Any) -> None:
+    job_id = submitted(capsctl)
+    ended(api, job_id)
+    assert capsctl("logs", job_id).stdout == "hello\n"
+    assert capsctl("logs", "-f", job_id).stdout == "hello\n"
+    assert json.loads(capsctl("logs", job_id, "-o", "json").stdout)["text"] == "hello\n"
+    assert "submitted: submitted as 'demo'" in capsctl("events", job_id).stdout
+    events = [
+        json.loads(line) for line in capsctl("events", job_id, "-o", "json").stdout.splitlines()
+    ]
+    assert [event["type"] for event in events] == ["submitted", "started"]
+    result = capsctl("cancel", job_id)
+    assert result.exit_code == 1
+    assert "error: job-ended" in result.stderr
+    assert "cancelling" in capsctl("cancel", submitted(capsctl)).stdout
+
+
+def test_schema_and_presets_are_printed(capsctl: Any) -> None:
+    assert json.loads(capsctl("schema").stdout)["title"] == "TrainSpec"
+    assert json.loads(capsctl("schema", "train", "-o", "json").stdout)["title"] == "TrainSpec"
+    for name, preset in PRESETS.items():
+        document = yaml.safe_load(capsctl("schema", "--preset", name).stdout)
+        assert TrainSpec.model_validate_json(json.dumps(document)) == preset
+    assert capsctl("schema", "--preset", "nope").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "value"),
+    [
+        (["optimizer.learning_rate=1e-3"], "optimizer.learning_rate", 1e-3),
+        (["optimizer.learning_rate=1E3"], "optimizer.learning_rate", 1e3),
+        (["model.decoder.hidden=[8, 16]"], "model.decoder.hidden", [8, 16]),
+        (["model.decoder=null"], "model.decoder", None),
+        (["artifacts.0.columns=3"], "artifacts.0.columns", 3),
+        (["early_stopping.patience=2"], "early_stopping.patience", 2),
+        (["labels.at=12:30:00"], "labels.at", "12:30:00"),
+        (["name=010"], "name", "010"),
+        (["model.routing.type=uniform"], "model.routing", {"type": "uniform"}),
+        (["schedule.floor=0.1", "schedule.type=exponential"], "schedule",
+         {"type": "exponential", "floor": 0.1}),
+    ],
+)  # fmt: skip
+def test_settings_are_typed_and_nested(settings: list[str], path: str, value: object) -> None:
+    place: Any = load("demo", settings)
+    for part in path.split("."):
+        place = place[int(part)] if isinstance(place, list) else place[part]
+    assert place == value
+    assert type(place) is type(value)
+
+
+def test_a_setting_through_a_list_needs_a_place() -> None:
+    with pytest.raises(InputError, match="1 items"):
+        load("demo", ["artifacts.first.columns=3"])
+
+
+def test_presets_are_not_changed_by_settings() -> None:
+    before = PRESETS["demo"].model_dump()
+    load("demo", ["model.routing.iterations=9", "labels.a=b"])
+    assert PRESETS["demo"].model_dump() == before

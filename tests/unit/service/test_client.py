@@ -1,0 +1,134 @@
+"""The Python client against a real server."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.api.views import JobView
+from service.client import ApiError, ApiUnreachableError, CapsClient, default_url
+from service.queue.job import State
+from service.queue.store import NewEvent
+from workers.attempt import AttemptFolder
+from workers.specs import PRESETS
+
+STARTED = NewEvent("started", "started")
+
+
+@pytest.fixture
+def client(api: Any) -> Iterator[CapsClient]:
+    with CapsClient(api.url, patience=0) as found:
+        yield found
+
+
+def test_a_specification_goes_and_comes_back_whole(client: CapsClient) -> None:
+    job = client.submit(PRESETS["demo"])
+    assert job.spec == PRESETS["demo"].model_dump(mode="json", by_alias=True)
+    assert client.job(job.id).id == job.id
+    assert client.submit({"name": "mapping"}).name == "mapping"
+
+
+def test_jobs_are_read_over_all_pages(client: CapsClient) -> None:
+    ids = [client.submit({"experiment": "paged", "labels": {"k": "v"}}).id for _ in range(5)]
+    found = client.jobs(experiment="paged", labels={"k": "v"}, states=["QUEUED"], page_size=2)
+    assert [job.id for job in found] == sorted(ids, reverse=True)
+
+
+def test_events_are_read_over_all_pages(client: CapsClient, api: Any) -> None:
+    job_id = client.submit({}).id
+    for number in range(120):
+        api.store.update(api.store.get(job_id), NewEvent("n", str(number)))
+    assert [event.message for event in client.events(job_id)][1:] == [str(n) for n in range(120)]
+
+
+def test_errors_carry_the_problem(client: CapsClient) -> None:
+    with pytest.raises(ApiError) as refused:
+        client.submit({"model": {"routing": {"iterations": 0}}})
+    error = refused.value
+    assert (error.status, error.code) == (422, "spec-invalid")
+    assert error.errors[0].pointer == "/model/routing/iterations"
+    assert error.hint
+    assert error.request_id
+    for job_id in ("nope", "../x", "a?b#c", ""):
+        with pytest.raises(ApiError):
+            client.job(job_id)
+
+
+def test_nobody_at_the_address_is_an_error_that_says_so() -> None:
+    with CapsClient("http://127.0.0.1:9", patience=0) as client:
+        with pytest.raises(ApiUnreachableError, match=r"127\.0\.0\.1:9") as refused:
+            client.job("x")
+        assert "capsctl up" in str(refused.value.hint)
+
+
+def test_the_default_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAPS_URL", raising=False)
+    monkeypatch.setenv("CAPS_HOME", str(tmp_path))
+    assert default_url() == "http://127.0.0.1:8000"
+    (tmp_path / "stack.json").write_text("{")
+    assert default_url() == "http://127.0.0.1:8000"
+    (tmp_path / "stack.json").write_text(json.dumps({"api_url": "http://127.0.0.1:8123"}))
+    assert default_url() == "http://127.0.0.1:8123"
+    monkeypatch.setenv("CAPS_URL", "http://caps:1")
+    assert default_url() == "http://caps:1"
+
+
+def test_wait_tells_changes_and_returns_at_the_end(client: CapsClient, api: Any) -> None:
+    job_id = client.submit({}).id
+    with pytest.raises(TimeoutError):
+        client.wait(job_id, timeout=0.1, poll_s=0.05)
+
+    def work() -> None:
+        time.sleep(0.2)
+        job = api.store.start_attempt(api.store.get(job_id), STARTED)
+        time.sleep(0.2)
+        api.store.update(job, state=State.FAILED)
+
+    threading.Thread(target=work).start()
+    seen: list[JobView] = []
+    job = client.wait(job_id, timeout=10, on_change=seen.append, poll_s=0.05)
+    assert job.state is State.FAILED
+    assert [view.state for view in seen] == ["QUEUED", "RUNNING", "FAILED"]
+
+
+def test_logs_are_followed_over_attempts_to_the_end(client: CapsClient, api: Any) -> None:
+    job_id = client.submit({}).id
+
+    def work() -> None:
+        for attempt in (1, 2):
+            job = api.store.start_attempt(api.store.get(job_id), STARTED)
+            folder = AttemptFolder(api.settings.storage_root, job_id, attempt)
+            folder.path.mkdir(parents=True)
+            with folder.log.open("wb", buffering=0) as log:
+                for part in (f"attempt {attempt} \xe4".encode()[:-1], b"\xa4 goes on\n"):
+                    log.write(part)
+                    time.sleep(0.15)
+            state = State.QUEUED if attempt == 1 else State.SUCCEEDED
+            api.store.update(job, state=state)
+            time.sleep(0.15)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    text = "".join(chunk.text for chunk in client.follow_logs(job_id, poll_s=0.02))
+    worker.join()
+    assert text == "attempt 1 ä goes on\nattempt 2 ä goes on\n"
+
+
+def test_a_follower_bears_a_restart_of_the_api(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with CapsClient(api.url, patience=30) as client:
+        job_id = client.submit({}).id
+        api.store.update(api.store.get(job_id), state=State.SUCCEEDED)
+        call, failures = client._call, iter(range(3))
+
+        def flaky(*args: Any, **options: Any) -> Any:
+            if next(failures, None) is not None:
+                raise ApiUnreachableError(client.url, "connection refused")
+            return call(*args, **options)
+
+        monkeypatch.setattr(client, "_call", flaky)
+        assert client.wait(job_id).state is State.SUCCEEDED

@@ -1,0 +1,303 @@
+"""The store, on a real database: atomicity, fencing, pages, concurrency, migrations."""
+
+import multiprocessing
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from service.errors import (
+    CursorInvalidError,
+    JobEndedError,
+    JobNotFoundError,
+    JobUnreadableError,
+    StaleJobError,
+)
+from service.queue.job import Desired, Job, State
+from service.queue.store import MIGRATIONS, JobFilter, NewEvent, Store
+from service.queue.tables import clock, metadata
+from workers.attempt import Reason
+from workers.specs import PRESETS, TrainSpec
+
+STARTED = NewEvent("started", "attempt begins")
+
+
+def spec(**fields: object) -> TrainSpec:
+    return PRESETS["demo"].model_copy(update=fields)
+
+
+def end(store: Store, job: Job, state: State = State.SUCCEEDED) -> Job:
+    return store.update(job, NewEvent("ended", "done"), state=state, finished_at=clock())
+
+
+def types(store: Store, job: Job) -> list[str]:
+    return [event.type for event in store.events(job.id)]
+
+
+def test_a_job_comes_back_as_it_was_submitted(store: Store) -> None:
+    job = store.add(spec(labels={"team": "vision"}))
+    assert re.fullmatch(r"[a-z0-9-]{12}", job.id)
+    assert store.get(job.id) == job
+    assert job.spec == spec(labels={"team": "vision"})
+    assert (job.state, job.desired, job.attempt) == (State.QUEUED, Desired.RUN, 0)
+    assert types(store, job) == ["submitted"]
+
+
+def test_ids_sort_by_age(store: Store) -> None:
+    ids = []
+    for _ in range(5):
+        ids.append(store.add(spec()).id)
+        time.sleep(0.002)
+    assert ids == sorted(ids)
+
+
+def test_the_clock_is_the_databases_and_has_milliseconds(store: Store) -> None:
+    first = store.now()
+    time.sleep(0.02)
+    second = store.now()
+    assert 0.01 < second - first < 1
+    assert abs(second - time.time()) < 1
+
+
+@pytest.mark.parametrize("job_id", ["nope", "", "../x", "a\x00b", "A" * 5000, "é"])
+def test_an_unknown_job_is_not_found(store: Store, job_id: str) -> None:
+    with pytest.raises(JobNotFoundError):
+        store.get(job_id)
+
+
+def test_an_attempt_begins_with_its_row_and_its_event(store: Store) -> None:
+    job = store.update(store.add(spec()), waiting_reason="no room", not_before=1.0)
+    job = store.start_attempt(job, STARTED)
+    assert (job.state, job.attempt, job.waiting_reason, job.not_before) == ("RUNNING", 1, "", None)
+    assert job.started_at is not None
+    assert job.current is not None
+    assert job.current.submission_id == f"caps-{job.id}-1"
+    assert store.events(job.id)[-1].attempt == 1
+    second = store.start_attempt(store.update(job, state=State.QUEUED), STARTED)
+    assert second.attempt == 2
+    assert second.started_at == job.started_at
+
+
+def test_an_update_changes_job_attempt_and_history_together(store: Store) -> None:
+    job = store.start_attempt(store.add(spec()), STARTED)
+    event = NewEvent("lost", "the worker is gone", {"node": "n1"})
+    changed = store.update(
+        job, event, {"gone_since": 5.0}, reason=Reason.WORKER_LOST, result={"metrics": {"a": 1.5}}
+    )
+    assert changed.version == job.version + 1
+    assert changed.reason is Reason.WORKER_LOST
+    assert changed.result == {"metrics": {"a": 1.5}}
+    assert changed.current is not None
+    assert changed.current.gone_since == 5.0
+    assert store.events(job.id)[-1].data == {"node": "n1"}
+
+
+def test_a_record_of_before_changes_nothing(store: Store) -> None:
+    old = store.add(spec())
+    store.start_attempt(old, STARTED)
+    for write in (
+        lambda: store.update(old, NewEvent("late", "late"), {"ended_at": 1.0}, evidence="late"),
+        lambda: store.start_attempt(old, NewEvent("late", "late")),
+    ):
+        with pytest.raises(StaleJobError):
+            write()
+    assert "late" not in types(store, old)
+    assert store.get(old.id).evidence == ""
+
+
+def test_a_failed_write_leaves_nothing_behind(store: Store) -> None:
+    job = store.start_attempt(store.add(spec()), STARTED)
+    with pytest.raises(TypeError):
+        store.update(job, NewEvent("bad", "data is no JSON", {"x": object()}), {"gone_since": 1.0})
+    assert store.get(job.id) == job
+    assert store.get(job.id).current == job.current
+    assert types(store, job) == ["submitted", "started"]
+
+
+def test_only_fields_that_may_change_are_changed(store: Store) -> None:
+    job = store.add(spec())
+    with pytest.raises(ValueError, match="spec"):
+        store.update(job, spec="{}")
+    with pytest.raises(ValueError, match="number"):
+        store.update(job, attempt={"number": 9})
+
+
+def test_of_eight_threads_exactly_one_wins(store: Store) -> None:
+    job = store.add(spec())
+    barrier, won = threading.Barrier(8), []
+
+    def race(number: int) -> None:
+        barrier.wait()
+        try:
+            store.start_attempt(job, NewEvent("won", str(number)))
+            won.append(number)
+        except StaleJobError:
+            pass
+
+    threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert [e.message for e in store.events(job.id)][1:] == [str(won[0])]
+
+
+def test_the_queue_goes_by_priority_then_age(store: Store) -> None:
+    names = [("old", 0), ("urgent", 5), ("new", 0), ("ended", 9)]
+    jobs = {
+        name: store.add(spec(name=name, priority=p)) for name, p in names if not time.sleep(0.002)
+    }
+    end(store, jobs["ended"])
+    assert [job.spec.name for job in store.active()] == ["urgent", "old", "new"]
+    places = store.positions([job.id for job in jobs.values()])
+    assert places == {jobs["urgent"].id: 1, jobs["old"].id: 2, jobs["new"].id: 3}
+
+
+def test_unclosed_are_ended_jobs_with_an_open_run(store: Store) -> None:
+    open_run = store.update(store.add(spec()), run_id="r1", experiment_id="1")
+    assert store.unclosed() == []
+    end(store, store.add(spec()))
+    ended = end(store, open_run)
+    assert store.unclosed() == [ended]
+    store.update(ended, run_closed=True)
+    assert store.unclosed() == []
+
+
+def test_cancel_is_final_and_idempotent(store: Store) -> None:
+    job = store.add(spec())
+    asked = store.set_desired(job.id, Desired.CANCEL)
+    assert store.set_desired(job.id, Desired.CANCEL) == asked
+    with pytest.raises(JobEndedError):
+        store.set_desired(job.id, Desired.RUN)
+    cancelled = end(store, asked, State.CANCELLED)
+    assert store.set_desired(job.id, Desired.CANCEL) == cancelled
+    assert types(store, job) == ["submitted", "cancel-requested", "ended"]
+    with pytest.raises(JobEndedError):
+        store.set_desired(end(store, store.add(spec())).id, Desired.CANCEL)
+    with pytest.raises(JobNotFoundError):
+        store.set_desired("nope", Desired.CANCEL)
+
+
+def test_a_cancel_makes_the_reconcilers_record_stale(store: Store) -> None:
+    job = store.add(spec())
+    store.set_desired(job.id, Desired.CANCEL)
+    with pytest.raises(StaleJobError):
+        store.start_attempt(job, STARTED)
+
+
+def test_lists_are_filtered(store: Store) -> None:
+    a = store.add(spec(experiment="a", labels={"k": "1", "l": "x"}))
+    b = store.add(spec(experiment="b", labels={"k": "1"}))
+    end(store, b)
+
+    def ids(**conditions: object) -> set[str]:
+        return {job.id for job in store.list(JobFilter(**conditions)).jobs}  # type: ignore[arg-type]
+
+    assert ids() == {a.id, b.id}
+    assert ids(experiment="a") == {a.id}
+    assert ids(labels={"k": "1"}) == {a.id, b.id}
+    assert ids(labels={"k": "1", "l": "x"}) == {a.id}
+    assert ids(states=(State.SUCCEEDED, State.FAILED)) == ids(experiment="b") == {b.id}
+    assert ids(labels={"k": "2"}) == set()
+
+
+def test_pages_stay_stable_while_jobs_are_added(store: Store) -> None:
+    before = [store.add(spec()).id for _ in range(7)]
+    read: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = store.list(JobFilter(), cursor, limit=3)
+        read += [job.id for job in page.jobs]
+        time.sleep(0.002)
+        store.add(spec())
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert read == sorted(before, reverse=True)
+
+
+@pytest.mark.parametrize("cursor", ["zzz!", "é", "AAAA", "a", "x" * 3000])
+def test_a_foreign_cursor_is_refused(store: Store, cursor: str) -> None:
+    with pytest.raises(CursorInvalidError):
+        store.list(JobFilter(), cursor)
+
+
+def test_events_are_read_on_from_any_of_them(store: Store) -> None:
+    job = store.add(spec())
+    for number in range(5):
+        job = store.update(job, NewEvent("n", str(number)))
+    first = store.events(job.id, limit=2)
+    rest = store.events(job.id, after=first[-1].id)
+    assert [e.message for e in rest] == ["1", "2", "3", "4"]
+
+
+def _add_many(url: str, count: int) -> None:
+    store = Store(url)
+    store.migrate()  # all processes at once, the first time
+    for _ in range(count):
+        store.add(PRESETS["demo"])
+
+
+def test_four_processes_migrate_and_add_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new' / 'queue.db'}"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_add_many, args=(url, 50)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(Store(url).list(JobFilter(), limit=1000).jobs) == 200
+
+
+def test_sqlite_is_durable_and_does_not_block_readers(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'queue.db'}")
+    with store.engine.connect() as connection:
+        pragmas = {
+            name: connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {
+        "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000
+    }  # fmt: skip
+
+
+def test_the_migrated_schema_is_that_of_the_tables(store: Store) -> None:
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_migrations_can_be_taken_back(store: Store) -> None:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with store.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    with store.engine.connect() as connection:
+        assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
+    store.migrate()
+    store.add(PRESETS["demo"])
+
+
+def test_a_job_that_cannot_be_read_does_not_stop_the_queue(store: Store) -> None:
+    jobs = [store.add(spec()) for _ in range(3)]
+    plugin = '{"model": {"routing": {"type": "of-a-package-that-is-gone"}}}'
+    with store.engine.begin() as connection:
+        change = text("UPDATE jobs SET spec = :spec WHERE id = :id")
+        connection.execute(change, {"spec": plugin, "id": jobs[1].id})
+    left = {jobs[0].id, jobs[2].id}
+    assert {job.id for job in store.active()} == left
+    first = store.list(JobFilter(), limit=2)
+    second = store.list(JobFilter(), first.next_cursor, limit=2)
+    assert {job.id for job in first.jobs + second.jobs} == left
+    with pytest.raises(JobUnreadableError, match="of-a-package"):
+        store.get(jobs[1].id)

@@ -1,0 +1,82 @@
+"""The entrypoint of every Ray job: `python -m workers JOB ATTEMPT`.
+
+Puts the process in order (log file, death with its parent, signals), runs what `attempt.json`
+asks for, and leaves `result.json` as its last act. Heavy imports come after the first heartbeat.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from workers.attempt import Attempt, AttemptFolder, Progress, Reason, Result
+from workers.process import die_with_parent, print_to
+from workers.stop import StopSignal
+
+
+def main() -> int:
+    """Run one attempt; exit status 0 unless it failed or was superseded."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    parser.add_argument("job")
+    parser.add_argument("attempt", type=int)
+    arguments = parser.parse_args()
+    storage = os.environ.get("CAPS_STORAGE")
+    if not storage:
+        parser.error("CAPS_STORAGE is not set on this node")
+    folder = AttemptFolder(Path(storage), arguments.job, arguments.attempt)
+
+    die_with_parent()
+    print_to(folder.log)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    folder.write_progress(Progress(phase="starting"))
+    result = _run(folder, StopSignal(folder))
+    if folder.superseded():
+        logging.warning("a later attempt exists: this one leaves no result")
+        return 1
+    folder.write_result(result)
+    logging.info("%s: %s %s", result.outcome, result.reason, result.evidence)
+    return 1 if result.outcome == "failed" else 0
+
+
+def _run(folder: AttemptFolder, stop: StopSignal) -> Result:
+    try:
+        attempt = folder.read_attempt()
+        _check_version(attempt)
+    except (FileNotFoundError, ValidationError, VersionMismatchError) as error:
+        return Result(outcome="failed", reason=Reason.VERSION_MISMATCH, evidence=str(error))
+    try:
+        from workers.train import train
+
+        return train(folder, attempt, stop)
+    except Exception as error:
+        from workers.failures import classify
+
+        traceback.print_exc()
+        return Result(
+            outcome="failed",
+            reason=classify(error),
+            evidence=f"{type(error).__name__}: {error}"[:1000],
+        )
+
+
+class VersionMismatchError(RuntimeError):
+    """Control plane and worker are not of one release."""
+
+
+def _check_version(attempt: Attempt) -> None:
+    installed = version("capsnet-training-service")
+    if attempt.package_version != installed:
+        raise VersionMismatchError(
+            f"the control plane is release {attempt.package_version}, this node has {installed}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

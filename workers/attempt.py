@@ -1,0 +1,236 @@
+"""The attempt's folder: the only channel between control plane and worker.
+
+    CAPS_STORAGE/jobs/<job>/<attempt>/
+        attempt.json     control plane -> worker   `Attempt`, written before Ray is called
+        stop             control plane -> worker   `cancel` or `pause`
+        progress.json    worker -> control plane   `Progress`; its mtime is the heartbeat
+        log.txt          worker -> control plane   all that the worker prints
+        metrics.jsonl    worker                    metric points, in order, before they are shipped
+        checkpoints/     worker                    see `capsmodel.checkpoint`
+        artifacts/       worker                    pictures, as they went to MLflow
+        result.json      worker -> control plane   `Result`, the worker's last word
+
+Only the current attempt's folder is read, so a stale attempt has nowhere to commit. Both sides
+import this module; it stands on Pydantic alone.
+"""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from workers.specs import SCHEMA_VERSION, TrainSpec
+
+StopKind = Literal["cancel", "pause"]
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class Reason(StrEnum):
+    """Why a job ended, or an attempt did: a closed set."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    PAUSED = "paused"
+    DEADLINE = "deadline"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out-of-memory"
+    DATA_MISSING = "data-missing"
+    BAD_CHECKPOINT = "bad-checkpoint"
+    VERSION_MISMATCH = "version-mismatch"
+    ERROR = "error"
+    WORKER_LOST = "worker-lost"
+
+
+HINTS: dict[Reason, str] = {
+    Reason.DEADLINE: "raise max_runtime_s, or lower epochs",
+    Reason.DIVERGED: "lower optimizer.learning_rate or add schedule.warmup_steps",
+    Reason.OUT_OF_MEMORY: "lower batch_size, or ask for a worker with more memory",
+    Reason.DATA_MISSING: "put the data set's files below CAPS_DATA_DIR on every node",
+    Reason.BAD_CHECKPOINT: "choose another checkpoint in init_from",
+    Reason.VERSION_MISMATCH: "install the same release on the control plane and on every node",
+    Reason.ERROR: "the traceback stands in the job's log",
+    Reason.WORKER_LOST: "the worker's process died without a word; look at the node",
+}
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="null")
+
+    schema_version: int = SCHEMA_VERSION
+
+
+class Attempt(_Document):
+    """What the worker is to do."""
+
+    package_version: str
+    job: str
+    attempt: int
+    spec: TrainSpec
+    tracking_uri: str
+    run_id: str
+    init_checkpoint: str | None = None
+    """Checkpoint that `spec.init_from` stands for, below CAPS_STORAGE."""
+
+
+class Progress(_Document):
+    """How far the worker is."""
+
+    phase: Literal["starting", "training", "evaluating", "finishing"] = "starting"
+    epoch: int = 0
+    """Epochs completed."""
+    epochs: int = 0
+    step: int = 0
+    """Optimizer steps done."""
+    steps: int = 0
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    val_accuracy: float | None = None
+    first_step_at: float | None = None
+    """When this attempt's first training step ended, in seconds since 1970."""
+
+
+class CheckpointRef(BaseModel):
+    """A checkpoint in the storage."""
+
+    path: str
+    """Below CAPS_STORAGE."""
+    sha256: str
+    epoch: int
+    step: int
+
+
+class Result(_Document):
+    """The worker's last word."""
+
+    outcome: Literal["succeeded", "failed", "cancelled", "paused"]
+    reason: Reason
+    evidence: str = ""
+    """The line that tells: an exception's message, a metric's value."""
+    metrics: dict[str, float] = {}
+    checkpoints: dict[Literal["best", "last"], CheckpointRef] = {}
+    artifacts: list[str] = []
+    """Files below CAPS_STORAGE."""
+    step: int = 0
+    tracking: str = "complete"
+    """`complete`, or what could not be written to MLflow."""
+
+
+class AttemptFolder:
+    """Reads and writes one attempt's folder; every write is atomic."""
+
+    def __init__(self, storage: Path, job: str, attempt: int) -> None:
+        self.storage = storage
+        self.path = storage / "jobs" / job / str(attempt)
+
+    @property
+    def log(self) -> Path:
+        """All that the worker prints."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """Metric points, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `capsmodel.checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
+    def artifacts(self) -> Path:
+        """Pictures and reports."""
+        return self.path / "artifacts"
+
+    def earlier(self) -> list[Self]:
+        """The folders of the job's earlier attempts, the newest first."""
+        job, number = self.path.parent, int(self.path.name)
+        numbers = sorted((n for n in _numbers(job) if n < number), reverse=True)
+        return [type(self)(self.storage, job.name, n) for n in numbers]
+
+    def superseded(self) -> bool:
+        """Whether a later attempt of the job exists: then this one must stop."""
+        return any(n > int(self.path.name) for n in _numbers(self.path.parent))
+
+    def relative(self, path: Path) -> str:
+        """`path` below the storage's root, as other nodes know it."""
+        return path.relative_to(self.storage).as_posix()
+
+    def write_attempt(self, attempt: Attempt) -> None:
+        """Make the folder and say what is to be done."""
+        self._write("attempt.json", attempt)
+
+    def read_attempt(self) -> Attempt:
+        """Raises FileNotFoundError, or pydantic.ValidationError where versions differ."""
+        return Attempt.model_validate_json((self.path / "attempt.json").read_bytes())
+
+    def request_stop(self, kind: StopKind) -> None:
+        """Ask the worker to leave a checkpoint and go."""
+        write_atomic(self.path / "stop", kind.encode())
+
+    def stop_requested(self) -> StopKind | None:
+        """What the control plane asks for, if anything."""
+        try:
+            text = (self.path / "stop").read_text()
+        except FileNotFoundError:
+            return None
+        return "pause" if text == "pause" else "cancel"
+
+    def write_progress(self, progress: Progress) -> None:
+        """Tell how far the worker is; also its heartbeat."""
+        self._write("progress.json", progress)
+
+    def read_progress(self) -> Progress | None:
+        """None before the worker's first word."""
+        return self._read("progress.json", Progress)
+
+    def heartbeat(self) -> float | None:
+        """When the worker last wrote its progress, in seconds since 1970."""
+        return _modified(self.path / "progress.json")
+
+    def write_result(self, result: Result) -> None:
+        """The worker's last act."""
+        self._write("result.json", result)
+
+    def read_result(self) -> Result | None:
+        """None while the worker has not ended by itself."""
+        return self._read("result.json", Result)
+
+    def result_written_at(self) -> float | None:
+        """When the worker ended by itself, in seconds since 1970."""
+        return _modified(self.path / "result.json")
+
+    def _write(self, name: str, document: BaseModel) -> None:
+        write_atomic(self.path / name, document.model_dump_json(indent=2).encode())
+
+    def _read(self, name: str, kind: type[Document]) -> Document | None:
+        try:
+            return kind.model_validate_json((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return None
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write so that a reader sees the old file or the whole new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _numbers(job: Path) -> list[int]:
+    return [int(p.name) for p in job.iterdir() if p.name.isdigit()] if job.exists() else []
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,27 @@
+"""Which of the closed set of reasons an exception stands for."""
+
+import torch
+
+from capsmodel.checkpoint import BadCheckpointError
+from capsmodel.datasets import DataCorruptError, DataMissingError
+from capsmodel.divergence import DivergedError
+from workers.attempt import Reason
+
+_REASONS: list[tuple[type[BaseException], Reason]] = [
+    (DivergedError, Reason.DIVERGED),
+    (torch.OutOfMemoryError, Reason.OUT_OF_MEMORY),
+    (MemoryError, Reason.OUT_OF_MEMORY),
+    (DataMissingError, Reason.DATA_MISSING),
+    (DataCorruptError, Reason.DATA_MISSING),
+    (BadCheckpointError, Reason.BAD_CHECKPOINT),
+]
+
+
+def classify(error: BaseException) -> Reason:
+    """The reason for a failed attempt; `error` where nothing more is known."""
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return reason
+    if isinstance(error, RuntimeError) and "not enough memory" in str(error):
+        return Reason.OUT_OF_MEMORY  # the CPU allocator of PyTorch has no class of its own
+    return Reason.ERROR

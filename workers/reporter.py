@@ -1,0 +1,180 @@
+"""What a training tells while it runs: progress, metrics, checkpoints and pictures."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from capsmodel.callbacks import Callback
+from capsmodel.checkpoint import CheckpointFolder, CheckpointInfo
+from capsmodel.metrics import MEASURES, EpochMetrics, Evaluation, StepMetrics
+from capsmodel.training import Trainer
+from workers import uploads
+from workers.artifacts import Artifact, View
+from workers.attempt import AttemptFolder, Progress
+from workers.specs import TrainSpec
+from workers.stop import StopSignal
+from workers.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+TELL_EVERY_S = 1.0
+MAX_PICTURED_IMAGES = 1000
+"""Images of a part among which examples and failures for the pictures are looked for."""
+
+
+class Reporter(Callback):
+    """Hooked into the `Trainer`; writes the attempt's folder and hands MLflow's share on."""
+
+    def __init__(
+        self,
+        folder: AttemptFolder,
+        spec: TrainSpec,
+        tracker: Tracker,
+        checkpoints: CheckpointFolder,
+        stop: StopSignal,
+        artifacts: Sequence[Artifact],
+    ) -> None:
+        self._folder = folder
+        self._spec = spec
+        self._tracker = tracker
+        self._checkpoints = checkpoints
+        self._stop = stop
+        self._artifacts = artifacts
+        self._progress = Progress()
+        self._tell_at = 0.0
+        self._checkpoint_at = 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        """The first word after model and data are ready."""
+        self._checkpoint_at = time.monotonic() + self._spec.checkpoint_every_s
+        self.phase("training", trainer)
+        if self._stop.cause():
+            trainer.request_stop()
+
+    def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Every step: leave if asked to; about once a second: tell how it goes."""
+        now = time.monotonic()
+        if self._progress.first_step_at is None:
+            self._progress.first_step_at = time.time()
+        if self._stop.cause():
+            trainer.request_stop()
+        if now >= self._tell_at:
+            self._tell_at = now + TELL_EVERY_S
+            self._tell_step(trainer, metrics)
+        if now >= self._checkpoint_at:
+            self._save(trainer)
+
+    def on_epoch(self, trainer: Trainer, metrics: EpochMetrics) -> None:
+        """Every epoch: checkpoint first, so that a resumed attempt has what was told."""
+        info = self._save(trainer)
+        if metrics.is_best:
+            self._checkpoints.mark_best(info)
+        self._tracker.log(_epoch_metrics(metrics), metrics.step)
+        self._progress.train_accuracy = metrics.train.accuracy
+        if metrics.validation:
+            self._progress.val_accuracy = metrics.validation.accuracy
+        self._write(trainer)
+        logger.info("%s", _in_words(metrics, trainer))
+        if metrics.epoch < self._spec.epochs:
+            part: Literal["validation", "train"] = "validation" if metrics.validation else "train"
+            self.pictures(trainer, part, metrics.epoch)
+
+    def phase(self, name: Literal["training", "evaluating", "finishing"], trainer: Trainer) -> None:
+        """Tell what is being done now."""
+        self._progress.phase = name
+        self._write(trainer)
+
+    def pictures(
+        self, trainer: Trainer, part: Literal["train", "validation", "test"], epoch: int
+    ) -> None:
+        """Make the pictures that are due and hand them on; a failing one stops nothing."""
+        due = [a for a in self._artifacts if part == "test" or a.due(epoch)]
+        if not due:
+            return
+        view = _view(trainer, part, epoch)
+        for artifact in due:
+            try:
+                picture = artifact.make(view)
+            except Exception:
+                logger.exception("%s was not made", type(artifact).__name__)
+                continue
+            path = self._folder.artifacts / f"{artifact.name}-{part}-epoch-{epoch:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            key = f"{artifact.name}/{part}"
+            self._tracker.submit(path.name, uploads.log_picture(path, key, epoch))
+
+    def _save(self, trainer: Trainer) -> CheckpointInfo:
+        self._checkpoint_at = time.monotonic() + self._spec.checkpoint_every_s
+        return self._checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
+
+    def _tell_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        values = {f"train/{name}": value for name, value in measures_of(metrics).items()}
+        values["train/learning_rate"] = metrics.learning_rate
+        values["speed/images_per_s"] = metrics.images_per_s
+        self._tracker.log(values, metrics.step)
+        progress = self._progress
+        progress.train_loss = metrics.total_loss
+        progress.train_accuracy = metrics.accuracy
+        progress.images_per_s = metrics.images_per_s
+        images_left = (trainer.total_steps - metrics.step) * self._spec.batch_size
+        progress.eta_s = images_left / metrics.images_per_s if metrics.images_per_s else None
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        progress = self._progress
+        progress.epoch, progress.epochs = trainer.epoch, self._spec.epochs
+        progress.step, progress.steps = trainer.step, trainer.total_steps
+        self._folder.write_progress(progress)
+
+
+def _view(trainer: Trainer, part: Literal["train", "validation", "test"], epoch: int) -> View:
+    dataset = trainer.dataset
+    if part == "test":
+        images, labels = dataset.test_images, dataset.test_labels
+    else:
+        chosen = trainer.validation_indices if part == "validation" else trainer.train_indices
+        chosen = chosen.to(dataset.train_images.device)
+        images, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
+    # Evenly spread: a set that is sorted by class shows every class all the same.
+    stride = max(1, len(labels) // MAX_PICTURED_IMAGES)
+    return View(
+        trainer.model,
+        images[::stride].to(trainer.device),
+        labels[::stride].to(trainer.device),
+        part,
+        epoch,
+    )
+
+
+def measures_of(metrics: Evaluation | StepMetrics) -> dict[str, float]:
+    """Losses and accuracy by name; waits for the device."""
+    return {name: float(getattr(metrics, name)) for name in MEASURES}
+
+
+def _epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
+    parts: dict[str, Evaluation | None] = {
+        "train_epoch": metrics.train,
+        "val": metrics.validation,
+    }
+    values = {
+        f"{part}/{name}": value
+        for part, evaluation in parts.items()
+        if evaluation is not None
+        for name, value in measures_of(evaluation).items()
+    }
+    return values | {"speed/epoch_images_per_s": metrics.images_per_s}
+
+
+def _in_words(metrics: EpochMetrics, trainer: Trainer) -> str:
+    text = (
+        f"epoch {metrics.epoch}/{trainer.config.epochs}: train loss "
+        f"{metrics.train.total_loss:.4f}, accuracy {metrics.train.accuracy:.4f}"
+    )
+    if metrics.validation:
+        text += (
+            f"; validation loss {metrics.validation.total_loss:.4f}, accuracy "
+            f"{metrics.validation.accuracy:.4f}{' (best)' if metrics.is_best else ''}"
+        )
+    return f"{text}; {metrics.images_per_s:.0f} images/s"

@@ -1,0 +1,161 @@
+"""All that a worker can run, as Pydantic models. Imports only `capsmodel.config`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from capsmodel.config import (
+    CapsNetConfig,
+    Config,
+    CosineScheduleConfig,
+    DecoderConfig,
+    ExponentialScheduleConfig,
+    Mnist5kConfig,
+    MnistConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+from capsmodel.open_set import Member, OpenSet
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Name = Annotated[
+    str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._:+-]*$")
+]
+LabelKey = Annotated[
+    str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+]
+LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class ResourcesConfig(Config):
+    """What a job reserves on the cluster."""
+
+    workers: int = Field(default=1, ge=1, le=1)
+    """Training processes; this release runs one."""
+    cpus_per_worker: int = Field(default=2, ge=1, le=512)
+    """CPU cores of each worker; PyTorch uses as many threads."""
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    """GPUs of each worker."""
+
+
+class ArtifactConfig(Config):
+    """Base of the settings of the pictures and reports that a training job leaves."""
+
+    type: str
+
+
+class ReconstructionSheetConfig(ArtifactConfig):
+    """Images above their reconstructions, in columns (l, p, r); failures stand at the right."""
+
+    type: Literal["reconstruction-sheet"] = "reconstruction-sheet"
+    every_epochs: int = Field(default=1, ge=1, le=10_000)
+    """A sheet of the validation part after every so many epochs; the last is of the test set."""
+    columns: int = Field(default=14, ge=2, le=40)
+    """Images on the sheet, failures included."""
+
+
+ARTIFACTS = OpenSet(
+    "workers.artifacts",
+    default="reconstruction-sheet",
+    members={
+        "reconstruction-sheet": Member(
+            ReconstructionSheetConfig,
+            "workers.artifacts.reconstruction_sheet:ReconstructionSheet",
+        ),
+    },
+)
+
+
+class InitFrom(Config):
+    """Where the initial weights come from: another job, or a checkpoint file in the storage."""
+
+    job: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")
+    """A job that has ended with a checkpoint."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which of that job's checkpoints."""
+    path: str | None = Field(
+        default=None, max_length=500, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\.pt$"
+    )
+    """A checkpoint's path below CAPS_STORAGE, in place of `job`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.job is None) == (self.path is None):
+            raise ValueError("give either `job` or `path`")
+        if self.path is not None and ".." in self.path.split("/"):
+            raise ValueError(f"path {self.path!r} must stay below CAPS_STORAGE: no '..'")
+        return self
+
+
+class TrainSpec(TrainingConfig):
+    """One training job, as it is submitted: the training and all that surrounds it."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: Name = "capsnet"
+    """Name of the job and of its MLflow run."""
+    description: str = Field(default="", max_length=4000)
+    """Markdown; stands in the MLflow run's note."""
+    experiment: Name = "capsnet"
+    """MLflow experiment."""
+    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=32)
+    """Free labels; jobs are filtered by them and the MLflow run carries them as tags."""
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Larger starts earlier; equal ones by age."""
+    max_runtime_s: int | None = Field(default=None, ge=1, le=30 * 86_400)
+    """Seconds an attempt may run; then it is stopped and the job FAILED with reason `deadline`."""
+    max_retries: int = Field(default=0, ge=0, le=10)
+    """New attempts after errors of the training itself; losses of infrastructure do not count."""
+    resources: ResourcesConfig = ResourcesConfig()
+    artifacts: Annotated[
+        tuple[Annotated[ArtifactConfig, ARTIFACTS], ...], Field(max_length=20, strict=False)
+    ] = (ReconstructionSheetConfig(),)
+    checkpoint_every_s: int = Field(default=300, ge=1, le=86_400)
+    """Seconds between checkpoints within an epoch; the end of each epoch leaves one anyway."""
+    init_from: InitFrom | None = None
+    keep: Annotated[tuple[Literal["best", "last"], ...], Field(max_length=2, strict=False)] = (
+        "best",
+        "last",
+    )
+    """Checkpoints that stay when the job has ended."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The part that the `Trainer` sees: with it checkpoints know what they belong to."""
+        return TrainingConfig(**{name: getattr(self, name) for name in TrainingConfig.model_fields})
+
+    @model_validator(mode="after")
+    def _labels_are_free(self) -> Self:
+        for key in self.labels:
+            if key.startswith(("mlflow.", "caps.")):
+                raise ValueError(f"label {key!r}: the prefixes 'mlflow.' and 'caps.' are taken")
+        return self
+
+
+_DEMO = TrainSpec(
+    name="demo",
+    description="A thin CapsNet on 5,000 real digits: a look at the whole system in two minutes.",
+    experiment="demo",
+    dataset=Mnist5kConfig(),
+    model=CapsNetConfig(
+        conv_channels=64, primary_types=8, decoder=DecoderConfig(hidden=(256, 512))
+    ),
+    optimizer=OptimizerConfig(learning_rate=3e-3),
+    schedule=CosineScheduleConfig(warmup_steps=100),
+    epochs=10,
+    batch_size=32,
+    precision="bf16",
+)
+
+_PAPER = TrainSpec(
+    name="paper",
+    description="The paper's net on the whole of MNIST, with the authors' learning rate.",
+    experiment="paper",
+    dataset=MnistConfig(),
+    schedule=ExponentialScheduleConfig(),
+    epochs=640,
+    batch_size=128,
+)
+
+PRESETS: dict[str, TrainSpec] = {"demo": _DEMO, "paper": _PAPER}
+"""Complete specifications by name: `capsctl submit demo`."""

@@ -1,0 +1,127 @@
+"""What goes to MLflow beside metrics: each function returns the call that a `Tracker` makes."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capsmodel.checkpoint import CheckpointInfo
+from capsmodel.datasets import Dataset
+from capsmodel.model import Model
+from capsmodel.training import TrainingOutcome
+from workers.attempt import Attempt
+from workers.specs import TrainSpec
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Call = Callable[["MlflowClient", str], None]
+
+NOTE = "mlflow.note.content"
+
+
+def start(attempt: Attempt) -> Call:
+    """Tags of the attempt, and the specification as a file."""
+
+    def call(client: "MlflowClient", run_id: str) -> None:
+        client.update_run(run_id, status="RUNNING")
+        client.set_tag(run_id, "caps.attempt", str(attempt.attempt))
+        client.set_tag(run_id, "caps.release", attempt.package_version)
+        client.set_tag(run_id, "mlflow.source.git.commit", commit())
+        client.log_dict(run_id, attempt.spec.model_dump(mode="json"), "spec.json")
+
+    return call
+
+
+def end(status: str) -> Call:
+    """The run's final status: FINISHED, FAILED or KILLED."""
+    return lambda client, run_id: client.set_terminated(run_id, status)
+
+
+def log_dataset(name: str, dataset: Dataset) -> Call:
+    """The data set as the run's input, with the digest that identifies it."""
+
+    def call(client: "MlflowClient", run_id: str) -> None:
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        source = CodeDatasetSource(tags={"dataset": name, "sha256": dataset.sha256})
+        meta = MetaDataset(source, name=name, digest=dataset.sha256[:32])
+        tags = [
+            InputTag("mlflow.data.context", "training"),
+            InputTag("images", f"{len(dataset.train_images)} + {len(dataset.test_images)}"),
+        ]
+        client.log_inputs(run_id, [DatasetInput(meta._to_mlflow_entity(), tags)])
+
+    return call
+
+
+def log_picture(path: Path, key: str, epoch: int) -> Call:
+    """An image card with a slider over epochs, and the same picture under its own name."""
+
+    def call(client: "MlflowClient", run_id: str) -> None:
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            client.log_image(run_id, picture, key=key, step=epoch)
+        client.log_artifact(run_id, str(path), "sheets")
+
+    return call
+
+
+def log_checkpoint(name: str, info: CheckpointInfo) -> Call:
+    """A checkpoint, with the digest that it must have."""
+
+    def call(client: "MlflowClient", run_id: str) -> None:
+        for path in (info.path, info.path.with_name(f"{info.path.name}.json")):
+            client.log_artifact(run_id, str(path), f"checkpoints/{name}")
+
+    return call
+
+
+def log_model(model: Model, spec: TrainSpec, folder: Path) -> Call:
+    """The model for `mlflow.pyfunc.load_model`; the weights are written now, sent later."""
+    from workers.serving import save_weights
+
+    save_weights(model, spec.model, folder)
+
+    def call(client: "MlflowClient", run_id: str) -> None:
+        from workers.serving import log_pyfunc
+
+        log_pyfunc(folder, spec.model, run_id)
+
+    return call
+
+
+def log_summary(metrics: dict[str, float], outcome: TrainingOutcome) -> Call:
+    """Results, added to the note that the control plane began."""
+
+    def call(client: "MlflowClient", run_id: str) -> None:
+        note = client.get_run(run_id).data.tags.get(NOTE, "")
+        begun, _, _ = note.partition("\n\n## Results")
+        rows = [
+            f"| {weights} | {100 * metrics[f'{prefix}/accuracy']:.2f} % "
+            f"| {metrics[f'{prefix}/total_loss']:.4f} |"
+            for weights, prefix in (("best", "test"), ("last", "test_last"))
+        ]
+        table = ["| weights | test accuracy | test loss |", "| --- | --- | --- |", *rows]
+        ended = f"Ended after epoch {outcome.epoch}, step {outcome.step} ({outcome.stopped})."
+        results = "\n".join(table)
+        client.set_tag(run_id, NOTE, f"{begun}\n\n## Results\n\n{results}\n\n{ended}")
+
+    return call
+
+
+def commit() -> str:
+    """The commit that the code was installed from: CAPS_COMMIT, or that of its checkout."""
+    stated = os.environ.get("CAPS_COMMIT")
+    if stated:
+        return stated
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
