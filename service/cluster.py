@@ -96,9 +96,12 @@ class RayCluster:
 
     def nodes(self) -> list[Node]:
         """Nodes that are alive. Raises ClusterUnavailableError."""
-        answer = self._call("GET", "/api/v0/nodes", params={"detail": 1}).json()
-        rows = answer["data"]["result"]["result"]
-        return [_node(row) for row in rows if row["state"] == "ALIVE"]
+        answer = self._call("GET", "/api/v0/nodes", params={"detail": 1})
+        try:
+            rows = answer.json()["data"]["result"]["result"]
+            return [_node(row) for row in rows if row["state"] == "ALIVE"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._strange(answer) from error
 
     def submit(self, submission_id: str, job: str, attempt: int, cpus: int, gpus: int) -> None:
         """Start an attempt; an attempt that Ray has already is adopted.
@@ -128,10 +131,15 @@ class RayCluster:
             return RayJob(RayStatus.UNREACHABLE, str(error))
         if answer.status_code == 404:
             return RayJob(RayStatus.MISSING)
-        fields = answer.json()
-        return RayJob(
-            RayStatus(fields["status"]), fields.get("message") or "", fields.get("driver_node_id")
-        )
+        try:
+            fields = answer.json()
+            return RayJob(
+                RayStatus(fields["status"]),
+                fields.get("message") or "",
+                fields.get("driver_node_id"),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return RayJob(RayStatus.UNREACHABLE, str(self._strange(answer)))
 
     def stop(self, submission_id: str) -> None:
         """SIGTERM to the attempt's processes, then SIGKILL. Raises ClusterUnavailableError."""
@@ -149,11 +157,15 @@ class RayCluster:
         if answer.status_code in (401, 403):
             raise ClusterUnavailableError(f"Ray at {self.address} refuses our token")
         if answer.status_code not in accept:
-            last_line = answer.text.strip().splitlines()[-1:] or [""]
-            raise ClusterUnavailableError(
-                f"Ray at {self.address} answered {answer.status_code}: {last_line[0][:300]}"
-            )
+            raise self._strange(answer)
         return answer
+
+    def _strange(self, answer: httpx.Response) -> ClusterUnavailableError:
+        """The error for an answer that Ray should not give."""
+        last_line = answer.text.strip().splitlines()[-1:] or [""]
+        return ClusterUnavailableError(
+            f"Ray at {self.address} answered {answer.status_code}: {last_line[0][:300]}"
+        )
 
 
 def _node(row: dict[str, Any]) -> Node:

@@ -19,7 +19,8 @@ CONFIRM_S = 3.0
 """Ray's word that an attempt is over, without a result, must hold for so long: FAILED can be
 false while a head fails over."""
 FORGOTTEN_S = 90.0
-"""A head that has forgotten the attempt was restarted; its drivers were seen to live 64 s."""
+"""A head that has forgotten the attempt was restarted; its drivers were seen to live 64 s. So
+long must the worker have been silent; while its heart beats, it is not lost."""
 MAX_LOSSES = 3
 """Lost attempts in a row, none of which left a checkpoint, make a poison job."""
 BACKOFF_S = 10.0
@@ -130,12 +131,14 @@ def reconcile(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
         return _after_result(job, attempt, seen, seen.result, now)
     if attempt.submitted_at is None:
         return _not_submitted(job, ray)
-    if ray.over:
-        return _confirm_loss(job, attempt, seen, now, CONFIRM_S)
-    if ray is RayStatus.MISSING:
+    if ray.over or ray is RayStatus.MISSING:
+        if attempt.gone_since is None:
+            return NoteGone(gone=True)
         last_sign = max(seen.heartbeat or 0.0, attempt.submitted_at)
-        quiet_for = max(0.0, FORGOTTEN_S - (now - last_sign))
-        return _confirm_loss(job, attempt, seen, now, max(CONFIRM_S, quiet_for))
+        if ray is RayStatus.MISSING and now - last_sign < FORGOTTEN_S:
+            return _while_running(job, attempt, ray, now)
+        confirmed = now - attempt.gone_since >= CONFIRM_S
+        return _after_loss(job, attempt, seen) if confirmed else Nothing()
     if attempt.gone_since is not None and ray.alive:
         return NoteGone(gone=False)
     return _while_running(job, attempt, ray, now)
@@ -174,7 +177,8 @@ def _after_result(job: Job, attempt: Attempt, seen: Seen, result: Result, now: f
     if result.outcome == "succeeded":
         return Finish(State.SUCCEEDED, Reason.COMPLETED, result.evidence)
     if result.outcome == "cancelled":
-        if attempt.stop_reason is Reason.DEADLINE:
+        # Nobody but the deadline raises the flag unasked; a crash may have lost the note of it.
+        if attempt.stop_reason is Reason.DEADLINE or job.desired is not Desired.CANCEL:
             return _deadline(job)
         return Finish(State.CANCELLED, Reason.CANCELLED, result.evidence)
     if result.outcome == "paused":
@@ -191,11 +195,7 @@ def _after_error(job: Job, result: Result) -> Action:
     return Requeue(result.reason, result.evidence, delay, job.errors + 1, 0)
 
 
-def _confirm_loss(job: Job, attempt: Attempt, seen: Seen, now: float, confirm_s: float) -> Action:
-    if attempt.gone_since is None:
-        return NoteGone(gone=True)
-    if now - attempt.gone_since < confirm_s:
-        return Nothing()
+def _after_loss(job: Job, attempt: Attempt, seen: Seen) -> Action:
     evidence = seen.ray.message or f"Ray says {seen.ray.status}, and the worker left no result"
     if attempt.stop_reason is Reason.DEADLINE:
         return _deadline(job)

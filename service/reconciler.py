@@ -172,21 +172,24 @@ class ReconcilerLoop:
         first = submission not in self._signalled
         if not first and time.monotonic() - self._signalled[submission] < SIGNAL_AGAIN_S:
             return
-        self._signalled[submission] = time.monotonic()
         self._cluster.stop(submission)
+        self._signalled[submission] = time.monotonic()
         if first:
             self._store.update(job, event=NewEvent("signalled", f"SIGTERM, then SIGKILL: {why}"))
 
     def _finish(self, job: Job, action: decide.Finish, result: Result | None) -> None:
+        if job.state is State.RUNNING and result is None:
+            # Should anything be left of the attempt, or come up late, it leaves by itself.
+            self._folder(job).request_stop("cancel")
         now = self._store.now()
-        ended = {"ended_at": now} if job.current else None
+        evidence = action.evidence[:EVIDENCE_LENGTH]
         self._store.update(
             job,
-            event=NewEvent(action.state.value.lower(), action.evidence or action.reason.value),
-            attempt=ended,
+            event=NewEvent(action.state.value.lower(), evidence or action.reason.value),
+            attempt=self._ended(job, now),
             state=action.state,
             reason=action.reason,
-            evidence=action.evidence[:EVIDENCE_LENGTH],
+            evidence=evidence,
             waiting_reason="",
             finished_at=now if action.state.terminal else None,
             result=result.model_dump(mode="json") if result else job.result,
@@ -198,7 +201,7 @@ class ReconcilerLoop:
         self._store.update(
             job,
             event=NewEvent("requeued", f"{action.reason.value}: {action.evidence}"[:500]),
-            attempt={"ended_at": now} if job.current else None,
+            attempt=self._ended(job, now),
             state=State.QUEUED,
             reason=action.reason,
             evidence=action.evidence[:EVIDENCE_LENGTH],
@@ -207,6 +210,13 @@ class ReconcilerLoop:
             not_before=now + action.delay_s if action.delay_s else None,
         )
         self._wake.set()
+
+    def _ended(self, job: Job, now: float) -> dict[str, float] | None:
+        """The change to the attempt's row, where an attempt ends with the change of the job."""
+        if job.state is not State.RUNNING or job.current is None:
+            return None
+        self._signalled.pop(job.current.submission_id, None)
+        return {"ended_at": now}
 
     # ------------------------------------------------------------------------ waiting jobs
 
@@ -225,11 +235,9 @@ class ReconcilerLoop:
             self._guarded(self._tick_waiting_placed, job, placement)
 
     def _tick_waiting_placed(self, job: Job, placement: Placement) -> None:
-        now = self._store.now()
-        backing_off = job.not_before is not None and now < job.not_before
-        obstacle = "" if backing_off or job.state is State.PAUSED else self._wait_for_init(job)
-        if not obstacle and not backing_off and job.state is State.QUEUED:
-            obstacle = placement.place(job.spec.resources)
+        obstacle = ""
+        if decide.reconcile_waiting(job, "", self._store.now()) == decide.Dispatch():
+            obstacle = self._wait_for_init(job) or placement.place(job.spec.resources)
         self._tick_waiting(job, obstacle)
 
     def _tick_waiting(self, job: Job, obstacle: str) -> None:
@@ -309,6 +317,8 @@ class ReconcilerLoop:
                 return
             except StaleJobError:
                 continue
+            except Exception:
+                logger.exception("job %s: its run is not closed", job.id)
 
     # ------------------------------------------------------------------------------ helpers
 

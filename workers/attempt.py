@@ -15,6 +15,7 @@ import this module; it stands on Pydantic alone.
 """
 
 import os
+import secrets
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self, TypeVar
@@ -105,6 +106,8 @@ class CheckpointRef(BaseModel):
 
 class Result(_Document):
     """The worker's last word."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a metric may be NaN, never missing
 
     outcome: Literal["succeeded", "failed", "cancelled", "paused"]
     reason: Reason
@@ -217,16 +220,19 @@ class AttemptFolder:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write so that a reader sees the old file or the whole new one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _numbers(job: Path) -> list[int]:
-    return [int(p.name) for p in job.iterdir() if p.name.isdigit()] if job.exists() else []
+    return [int(p.name) for p in job.iterdir() if p.name.isdecimal()] if job.exists() else []
 
 
 def _modified(path: Path) -> float | None:

@@ -142,7 +142,7 @@ _DEMO = TrainSpec(
     ),
     optimizer=OptimizerConfig(learning_rate=3e-3),
     schedule=CosineScheduleConfig(warmup_steps=100),
-    epochs=10,
+    epochs=14,
     batch_size=32,
     precision="bf16",
 )

@@ -1,7 +1,7 @@
 """A tiny net and a tiny data set, on which a training step takes milliseconds."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ TINY_NET = CapsNetConfig(
     class_dim=6,
     decoder=DecoderConfig(hidden=(8,)),
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine cost more than these nets gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

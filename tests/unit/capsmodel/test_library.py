@@ -1,5 +1,6 @@
 """The library as a whole: what it imports, its open sets, and the example."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -27,9 +28,14 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def run_python(code: str) -> str:
-    """Output of Python code in a fresh process, in the repository's folder."""
+    """Output of Python code in a fresh process, in the repository's folder, on one thread."""
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
