@@ -177,8 +177,9 @@ def _after_result(job: Job, attempt: Attempt, seen: Seen, result: Result, now: f
     if result.outcome == "succeeded":
         return Finish(State.SUCCEEDED, Reason.COMPLETED, result.evidence)
     if result.outcome == "cancelled":
-        # Nobody but the deadline raises the flag unasked; a crash may have lost the note of it.
-        if attempt.stop_reason is Reason.DEADLINE or job.desired is not Desired.CANCEL:
+        # Unasked, only the deadline raises the flag; a crash may have lost the note of it.
+        unasked = job.desired is not Desired.CANCEL and job.spec.max_runtime_s is not None
+        if unasked or attempt.stop_reason is Reason.DEADLINE:
             return _deadline(job)
         return Finish(State.CANCELLED, Reason.CANCELLED, result.evidence)
     if result.outcome == "paused":

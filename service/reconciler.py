@@ -186,7 +186,7 @@ class ReconcilerLoop:
         self._store.update(
             job,
             event=NewEvent(action.state.value.lower(), evidence or action.reason.value),
-            attempt=self._ended(job, now),
+            attempt=self._attempt_ended(job, now),
             state=action.state,
             reason=action.reason,
             evidence=evidence,
@@ -201,7 +201,7 @@ class ReconcilerLoop:
         self._store.update(
             job,
             event=NewEvent("requeued", f"{action.reason.value}: {action.evidence}"[:500]),
-            attempt=self._ended(job, now),
+            attempt=self._attempt_ended(job, now),
             state=State.QUEUED,
             reason=action.reason,
             evidence=action.evidence[:EVIDENCE_LENGTH],
@@ -211,7 +211,7 @@ class ReconcilerLoop:
         )
         self._wake.set()
 
-    def _ended(self, job: Job, now: float) -> dict[str, float] | None:
+    def _attempt_ended(self, job: Job, now: float) -> dict[str, float] | None:
         """The change to the attempt's row, where an attempt ends with the change of the job."""
         if job.state is not State.RUNNING or job.current is None:
             return None

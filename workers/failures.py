@@ -22,6 +22,6 @@ def classify(error: BaseException) -> Reason:
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason
-    if isinstance(error, RuntimeError) and "not enough memory" in str(error):
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return Reason.OUT_OF_MEMORY  # the CPU allocator of PyTorch has no class of its own
     return Reason.ERROR

@@ -177,9 +177,11 @@ def stop_stack(home: Path, timeout_s: float = 60.0) -> bool:
     known = stack_state.load(home)
     supervisor = known.supervisor if known else None
     process = find(supervisor.pid, supervisor.created) if supervisor else None
-    if process:
+    if supervisor and process:
         process.terminate()
-        psutil.wait_procs([process], timeout=timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while find(supervisor.pid, supervisor.created) and time.monotonic() < deadline:
+            time.sleep(0.1)
     left = tagged(home)
     end(left, STOP_GRACE_S)
     return process is not None or bool(left)

@@ -19,9 +19,7 @@ def test_a_job_that_does_not_fit_says_what_is_missing() -> None:
     placement = Placement([Node("a", 4, 0)])
     placement.occupy(need(3), "a")
     reason = placement.place(need(2))
-    assert reason == (
-        "needs 2 CPUs on one node; 1 CPU free, running or earlier jobs hold the rest"
-    )
+    assert reason == ("needs 2 CPUs on one node; 1 CPU free, running or earlier jobs hold the rest")
 
 
 def test_each_job_leaves_less_for_those_behind() -> None:

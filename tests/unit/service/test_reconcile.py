@@ -436,9 +436,7 @@ def test_a_heartbeat_alone_kills_nothing(
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    JOBS, st.sampled_from([State.QUEUED, State.PAUSED]), st.sampled_from(["", "no room"]), TIMES
-)
+@given(JOBS, st.sampled_from([State.QUEUED, State.PAUSED]), st.sampled_from(["", "no room"]), TIMES)
 def test_whatever_waits_the_decision_is_safe(
     job: Job, state: State, obstacle: str, now: float
 ) -> None:

@@ -1,0 +1,687 @@
+"""The reconciler's loop on a real store, with Ray and MLflow played in memory.
+
+The worker is played by hand: it reads and writes the attempt's folder as a real one does.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import reconcile as decide
+from service import reconciler as module
+from service.cluster import Node, RayJob, RayStatus
+from service.errors import ClusterUnavailableError, TrackingUnavailableError
+from service.queue.job import Desired, Job, State
+from service.queue.store import Store
+from service.reconciler import ReconcilerLoop
+from service.settings import Settings
+from workers.attempt import AttemptFolder, CheckpointRef, Progress, Reason, Result
+from workers.specs import PRESETS, InitFrom, ResourcesConfig
+
+pytestmark = pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+
+
+@dataclass
+class Ray:
+    """A cluster in memory: what was submitted, and how each attempt is."""
+
+    jobs: dict[str, RayStatus] = field(default_factory=dict)
+    submitted: list[str] = field(default_factory=list)
+    """Every call, those that were adopted too."""
+    stopped: list[str] = field(default_factory=list)
+    capacity: list[Node] = field(default_factory=lambda: [Node("n1", 8, 0)])
+    away: bool = False
+    breaks_for: str = "nobody"
+
+    def _answer(self) -> None:
+        if self.away:
+            raise ClusterUnavailableError("Ray does not answer")
+
+    def nodes(self) -> list[Node]:
+        self._answer()
+        return self.capacity
+
+    def job(self, submission_id: str) -> RayJob:
+        if self.away:
+            return RayJob(RayStatus.UNREACHABLE)
+        return RayJob(self.jobs.get(submission_id, RayStatus.MISSING), node_id="n1")
+
+    def submit(self, submission_id: str, job: str, attempt: int, cpus: int, gpus: int) -> None:
+        self._answer()
+        if job == self.breaks_for:
+            raise RuntimeError("a bug")
+        self.submitted.append(submission_id)
+        self.jobs.setdefault(submission_id, RayStatus.RUNNING)
+
+    def stop(self, submission_id: str) -> None:
+        self._answer()
+        self.stopped.append(submission_id)
+        if submission_id in self.jobs:
+            self.jobs[submission_id] = RayStatus.STOPPED
+
+
+@dataclass
+class Runs:
+    """MLflow in memory."""
+
+    made: dict[str, str] = field(default_factory=dict)
+    closed: dict[str, State] = field(default_factory=dict)
+    away: bool = False
+    breaks_for: str = "nobody"
+
+    def ensure(self, job: Job) -> tuple[str, str]:
+        if self.away:
+            raise TrackingUnavailableError("MLflow does not answer")
+        return "e1", self.made.setdefault(job.id, f"run-{len(self.made)}")
+
+    def close(self, job: Job) -> None:
+        if self.away:
+            raise TrackingUnavailableError("MLflow does not answer")
+        if job.id == self.breaks_for:
+            raise RuntimeError("a bug")
+        self.closed[job.id] = job.state
+
+
+@dataclass
+class World:
+    """All that a test acts on."""
+
+    store: Store
+    ray: Ray
+    runs: Runs
+    settings: Settings
+    loop: ReconcilerLoop
+
+    def add(self, **fields: Any) -> str:
+        """Queue a job."""
+        return self.store.add(PRESETS["demo"].model_copy(update=fields)).id
+
+    def job(self, job_id: str) -> Job:
+        """Its record."""
+        return self.store.get(job_id)
+
+    def tick(self, times: int = 1) -> None:
+        """Look so many times."""
+        for _ in range(times):
+            self.loop.tick()
+
+    def folder(self, job_id: str) -> AttemptFolder:
+        """That of the current attempt."""
+        return AttemptFolder(self.settings.storage_root, job_id, self.job(job_id).attempt)
+
+    def leave(self, job_id: str, outcome: str, reason: Reason, **fields: Any) -> None:
+        """The worker writes its result, and its process ends."""
+        self.folder(job_id).write_result(Result(outcome=outcome, reason=reason, **fields))
+        self.end(job_id, RayStatus.SUCCEEDED)
+
+    def end(self, job_id: str, status: RayStatus) -> None:
+        """The worker's process ends."""
+        current = self.job(job_id).current
+        assert current is not None
+        self.ray.jobs[current.submission_id] = status
+
+    def events(self, job_id: str) -> list[str]:
+        """Types, in order."""
+        return [event.type for event in self.store.events(job_id)]
+
+
+@pytest.fixture
+def world(store: Store, tmp_path: Path) -> World:
+    settings = Settings(home=tmp_path, storage=None, database_url=None, mlflow_uri="http://mlflow")
+    ray, runs = Ray(), Runs()
+    return World(store, ray, runs, settings, ReconcilerLoop(store, ray, runs, settings))
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every window of time is over at once."""
+    for name in ("CONFIRM_S", "STOP_GRACE_S", "EXIT_GRACE_S", "BACKOFF_S", "FORGOTTEN_S"):
+        monkeypatch.setattr(decide, name, -1.0)
+    monkeypatch.setattr(module, "CLOSE_AGAIN_S", 0.0)
+
+
+# ----------------------------------------------------------------------- one job's life
+
+
+def test_a_job_from_queue_to_success(world: World) -> None:
+    job_id = world.add()
+    world.tick()
+    job = world.job(job_id)
+    assert (job.state, job.run_id, job.waiting_reason) == (State.RUNNING, "run-0", "")
+    assert job.current is not None
+    assert job.current.submitted_at is not None
+    attempt = world.folder(job_id).read_attempt()
+    assert (attempt.job, attempt.attempt, attempt.run_id) == (job_id, 1, "run-0")
+    assert (attempt.spec, attempt.tracking_uri) == (job.spec, "http://mlflow")
+
+    world.tick()
+    assert world.job(job_id) == job, "nothing changes while it runs"
+    world.leave(job_id, "succeeded", Reason.COMPLETED, metrics={"a": 1.0}, evidence="98 %")
+    world.tick()
+    job = world.job(job_id)
+    assert (job.state, job.reason, job.evidence) == (State.SUCCEEDED, Reason.COMPLETED, "98 %")
+    assert job.result is not None
+    assert job.result["metrics"] == {"a": 1.0}
+    assert job.finished_at is not None
+    assert job.current is not None
+    assert job.current.ended_at is not None
+    assert (world.runs.closed, job.run_closed) == ({job_id: State.SUCCEEDED}, True)
+    assert world.events(job_id) == ["submitted", "started", "dispatched", "succeeded"]
+    assert not (world.folder(job_id).path / "stop").exists()
+
+
+def test_a_queued_job_is_cancelled_without_a_run(world: World) -> None:
+    job_id = world.add()
+    world.store.set_desired(job_id, Desired.CANCEL)
+    world.tick()
+    assert world.job(job_id).state is State.CANCELLED
+    assert (world.ray.submitted, world.runs.made) == ([], {})
+    assert not (world.settings.storage_root / "jobs").exists()
+
+
+def test_a_cancelled_worker_is_asked_first_and_killed_after_the_grace(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = world.add()
+    world.tick()
+    world.store.set_desired(job_id, Desired.CANCEL)
+    world.tick(2)
+    assert world.folder(job_id).stop_requested() == "cancel"
+    assert world.ray.stopped == []
+    monkeypatch.setattr(decide, "STOP_GRACE_S", -1.0)
+    monkeypatch.setattr(decide, "CONFIRM_S", -1.0)
+    world.tick()
+    assert world.ray.stopped == [f"caps-{job_id}-1"]
+    world.tick(2)
+    assert world.job(job_id).state is State.CANCELLED
+    assert world.events(job_id)[-4:] == ["stop-requested", "signalled", "suspect", "cancelled"]
+    assert world.runs.closed == {job_id: State.CANCELLED}
+
+
+def test_a_worker_that_answers_the_flag_is_not_killed(world: World) -> None:
+    job_id = world.add()
+    world.tick()
+    world.store.set_desired(job_id, Desired.CANCEL)
+    world.tick()
+    world.leave(job_id, "cancelled", Reason.CANCELLED, evidence="stopped at step 7 of 9")
+    world.tick()
+    job = world.job(job_id)
+    assert (job.state, job.evidence) == (State.CANCELLED, "stopped at step 7 of 9")
+    assert world.ray.stopped == []
+
+
+def test_a_signal_that_ray_did_not_take_is_sent_again(world: World, no_waiting: None) -> None:
+    job_id = world.add()
+    world.tick()
+    world.store.set_desired(job_id, Desired.CANCEL)
+    world.tick()
+    refused = world.ray.stop
+    world.ray.stop = _raiser(ClusterUnavailableError("Ray does not answer"))
+    world.tick()
+    assert "signalled" not in world.events(job_id)
+    world.ray.stop = refused
+    world.tick()
+    assert world.ray.stopped == [f"caps-{job_id}-1"]
+
+
+def test_a_paused_job_goes_on_with_a_new_attempt(world: World) -> None:
+    job_id = world.add()
+    world.tick()
+    world.store.set_desired(job_id, Desired.PAUSE)
+    world.tick()
+    assert world.folder(job_id).stop_requested() == "pause"
+    world.leave(job_id, "paused", Reason.PAUSED)
+    world.tick(2)
+    paused = world.job(job_id)
+    assert (paused.state, paused.run_closed) == (State.PAUSED, False)
+    world.store.set_desired(job_id, Desired.RUN)
+    world.tick(2)
+    job = world.job(job_id)
+    assert (job.state, job.attempt, job.losses, job.errors) == (State.RUNNING, 2, 0, 0)
+    assert world.ray.submitted == [f"caps-{job_id}-1", f"caps-{job_id}-2"]
+
+
+def test_the_end_of_an_attempt_is_noted_once(world: World) -> None:
+    job_id = world.add()
+    world.tick()
+    world.store.set_desired(job_id, Desired.PAUSE)
+    world.tick()
+    world.leave(job_id, "paused", Reason.PAUSED)
+    world.tick()
+    ended = world.job(job_id).current
+    assert ended is not None
+    world.store.set_desired(job_id, Desired.CANCEL)
+    world.tick()
+    assert world.job(job_id).state is State.CANCELLED
+    assert world.job(job_id).current == ended
+
+
+def test_a_lost_worker_is_replaced(world: World, no_waiting: None) -> None:
+    job_id = world.add()
+    world.tick()
+    world.folder(job_id).write_progress(Progress())
+    world.end(job_id, RayStatus.FAILED)
+    world.tick(3)
+    job = world.job(job_id)
+    assert (job.state, job.attempt, job.losses, job.run_id) == (State.RUNNING, 2, 1, "run-0")
+    assert world.ray.jobs[f"caps-{job_id}-2"] is RayStatus.RUNNING
+    first = AttemptFolder(world.settings.storage_root, job_id, 1)
+    assert first.superseded()
+    world.leave(job_id, "succeeded", Reason.COMPLETED)
+    world.tick()
+    assert world.job(job_id).state is State.SUCCEEDED
+
+
+def test_a_stale_attempt_commits_nothing(world: World, no_waiting: None) -> None:
+    job_id = world.add()
+    world.tick()
+    first = world.folder(job_id)
+    world.end(job_id, RayStatus.FAILED)
+    world.tick(3)
+    assert world.job(job_id).attempt == 2
+    first.write_result(Result(outcome="succeeded", reason=Reason.COMPLETED))
+    world.tick()
+    assert world.job(job_id).state is State.RUNNING
+
+
+def test_what_is_left_of_a_job_that_was_given_up_is_asked_to_leave(
+    world: World, no_waiting: None
+) -> None:
+    job_id = world.add()
+    world.tick()
+    world.store.set_desired(job_id, Desired.CANCEL)
+    world.end(job_id, RayStatus.FAILED)
+    world.tick(2)
+    assert world.job(job_id).state is State.CANCELLED
+    assert world.folder(job_id).stop_requested() == "cancel"
+
+
+def test_an_attempt_that_comes_up_after_its_job_was_cancelled_finds_the_flag(
+    world: World,
+) -> None:
+    job_id = world.add()
+    submit = world.ray.submit
+    world.ray.submit = _raiser(ClusterUnavailableError("no answer in time"))
+    world.tick()
+    world.ray.submit = submit
+    world.store.set_desired(job_id, Desired.CANCEL)
+    world.tick()
+    assert world.job(job_id).state is State.CANCELLED
+    assert world.folder(job_id).stop_requested() == "cancel"
+
+
+def test_retries_are_spent_on_errors(world: World, no_waiting: None) -> None:
+    job_id = world.add(max_retries=1)
+    for attempt in (1, 2):
+        world.tick(2)
+        assert world.job(job_id).attempt == attempt
+        world.leave(job_id, "failed", Reason.ERROR, evidence="KeyError: 'x'")
+        world.tick()
+    job = world.job(job_id)
+    assert (job.state, job.reason, job.evidence) == (State.FAILED, Reason.ERROR, "KeyError: 'x'")
+    assert job.errors == 1
+
+
+@pytest.mark.parametrize("content", [b"", b'{"outcome": "succ', b"\xff\xfe", b'{"outcome": "?"}'])
+def test_a_result_that_cannot_be_read_fails_the_job(world: World, content: bytes) -> None:
+    job_id = world.add()
+    world.tick()
+    (world.folder(job_id).path / "result.json").write_bytes(content)
+    world.end(job_id, RayStatus.SUCCEEDED)
+    world.tick()
+    job = world.job(job_id)
+    assert (job.state, job.reason) == (State.FAILED, Reason.VERSION_MISMATCH)
+    assert "result.json is not one of ours" in job.evidence
+
+
+def test_long_evidence_is_cut(world: World) -> None:
+    job_id = world.add()
+    world.tick()
+    world.leave(job_id, "failed", Reason.ERROR, evidence="x" * 100_000)
+    world.tick()
+    assert len(world.job(job_id).evidence) == module.EVIDENCE_LENGTH
+    assert len(world.store.events(job_id)[-1].message) <= module.EVIDENCE_LENGTH
+
+
+# ------------------------------------------------------------------ waiting, and why
+
+
+def test_jobs_start_by_priority_then_age_as_room_is(world: World) -> None:
+    world.ray.capacity = [Node("n1", 4, 0)]
+    low, first, second = world.add(priority=-1), world.add(), world.add()
+    world.tick()
+    states = [world.job(job_id).state for job_id in (first, second, low)]
+    assert states == [State.RUNNING, State.RUNNING, State.QUEUED]
+    assert "0 CPUs free" in world.job(low).waiting_reason
+    world.leave(first, "succeeded", Reason.COMPLETED)
+    world.tick(2)
+    assert world.job(low).state is State.RUNNING
+
+
+@pytest.mark.parametrize("desired", [Desired.CANCEL, Desired.PAUSE])
+def test_a_job_that_will_not_run_takes_no_room(world: World, desired: Desired) -> None:
+    world.ray.capacity = [Node("n1", 2, 0)]
+    leaving, staying = world.add(), world.add()
+    world.store.set_desired(leaving, desired)
+    world.tick()
+    assert world.job(staying).state is State.RUNNING
+
+
+def test_a_job_that_backs_off_takes_no_room(world: World) -> None:
+    world.ray.capacity = [Node("n1", 2, 0)]
+    failing, other = world.add(max_retries=1), world.add()
+    world.tick()
+    world.leave(failing, "failed", Reason.ERROR)
+    world.tick(2)
+    assert "backs off" in world.job(failing).waiting_reason
+    assert world.job(other).state is State.RUNNING
+
+
+def test_while_ray_is_away_jobs_wait_and_can_be_cancelled(world: World) -> None:
+    world.ray.away = True
+    waiting, cancelled = world.add(), world.add()
+    world.store.set_desired(cancelled, Desired.CANCEL)
+    world.tick()
+    assert world.job(waiting).waiting_reason == "Ray does not answer"
+    assert world.job(cancelled).state is State.CANCELLED
+    version = world.job(waiting).version
+    world.tick()
+    assert world.job(waiting).version == version, "the same reason is not written again"
+    world.ray.away = False
+    world.tick()
+    assert world.job(waiting).state is State.RUNNING
+
+
+def test_while_ray_is_away_a_running_job_is_left_alone(world: World, no_waiting: None) -> None:
+    job_id = world.add()
+    world.tick()
+    before = world.job(job_id)
+    world.ray.away = True
+    world.tick(3)
+    assert world.job(job_id) == before
+
+
+def test_while_mlflow_is_away_jobs_wait(world: World) -> None:
+    world.runs.away = True
+    job_id = world.add()
+    world.tick(2)
+    job = world.job(job_id)
+    assert (job.state, job.waiting_reason) == (State.QUEUED, "MLflow does not answer")
+    assert world.ray.submitted == []
+    world.runs.away = False
+    world.tick()
+    assert world.job(job_id).state is State.RUNNING
+
+
+def test_a_run_is_closed_when_mlflow_is_back(world: World, no_waiting: None) -> None:
+    job_id = world.add()
+    world.tick()
+    world.leave(job_id, "succeeded", Reason.COMPLETED)
+    world.runs.away = True
+    world.tick(2)
+    assert (world.job(job_id).state, world.job(job_id).run_closed) == (State.SUCCEEDED, False)
+    world.runs.away = False
+    world.tick()
+    assert world.job(job_id).run_closed
+    assert world.runs.closed == {job_id: State.SUCCEEDED}
+
+
+def test_one_jobs_trouble_is_its_own(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    broken, sound = world.add(), world.add()
+    world.ray.breaks_for = broken
+    world.tick(2)
+    assert world.job(sound).current is not None
+    assert world.ray.submitted == [f"caps-{sound}-1"]
+    assert "a bug" in caplog.text
+
+
+def test_a_run_that_cannot_be_closed_keeps_no_other_open(world: World) -> None:
+    broken, sound = world.add(), world.add()
+    world.tick()
+    for job_id in (broken, sound):
+        world.leave(job_id, "succeeded", Reason.COMPLETED)
+    world.runs.breaks_for = broken
+    world.tick()
+    assert world.runs.closed == {sound: State.SUCCEEDED}
+
+
+# ------------------------------------------------------------------------- init_from
+
+
+def test_initial_weights_are_waited_for_and_found(world: World) -> None:
+    origin = world.add()
+    heir = world.add(init_from=InitFrom(job=origin, checkpoint="last"))
+    world.tick()
+    assert world.job(heir).waiting_reason == f"init_from: job {origin} has not ended yet"
+    last = CheckpointRef(path=f"jobs/{origin}/1/checkpoints/last.pt", sha256="0", epoch=1, step=2)
+    world.leave(origin, "succeeded", Reason.COMPLETED, checkpoints={"last": last})
+    world.tick(2)
+    assert world.job(heir).state is State.RUNNING
+    assert world.folder(heir).read_attempt().init_checkpoint == last.path
+
+
+def test_a_job_that_waits_for_weights_takes_no_room(world: World) -> None:
+    world.ray.capacity = [Node("n1", 4, 0)]
+    origin = world.add()
+    world.tick()
+    world.add(init_from=InitFrom(job=origin), priority=10)
+    other = world.add()
+    world.tick()
+    assert world.job(other).state is State.RUNNING
+
+
+def test_weights_that_are_not_there_are_left_to_the_worker_to_miss(world: World) -> None:
+    unknown = world.add(init_from=InitFrom(job="no-such-job"))
+    failed = world.add()
+    heir = world.add(init_from=InitFrom(job=failed))
+    world.store.set_desired(failed, Desired.CANCEL)
+    world.tick(2)
+    for job_id, source in ((unknown, "no-such-job"), (heir, failed)):
+        missing = world.folder(job_id).read_attempt().init_checkpoint
+        assert missing == f"jobs/{source}/no-best-checkpoint"
+
+
+def test_a_path_is_handed_on_as_it_is(world: World) -> None:
+    job_id = world.add(init_from=InitFrom(path="shared/start.pt"))
+    world.tick()
+    assert world.folder(job_id).read_attempt().init_checkpoint == "shared/start.pt"
+
+
+# ------------------------------------------------------------------ crashes and rivals
+
+
+def test_an_attempt_that_ray_never_heard_of_is_submitted_again(world: World) -> None:
+    job_id = world.add()
+    submit = world.ray.submit
+    world.ray.submit = _raiser(ClusterUnavailableError("no answer in time"))
+    world.tick(2)
+    job = world.job(job_id)
+    assert job.current is not None
+    assert (job.state, job.attempt, job.current.submitted_at) == (State.RUNNING, 1, None)
+    world.ray.submit = submit
+    world.tick()
+    assert world.ray.submitted == [f"caps-{job_id}-1"]
+    assert world.events(job_id) == ["submitted", "started", "dispatched"]
+
+
+class KilledError(BaseException):
+    """The control plane dies here."""
+
+
+@dataclass
+class Fuse:
+    """Kills the control plane at the n-th point that it passes."""
+
+    left: int
+    at: str = ""
+
+    def burn(self, point: str) -> None:
+        """Pass a point."""
+        self.left -= 1
+        if self.left == 0:
+            self.at = point
+            raise KilledError(point)
+
+
+class Mortal:
+    """Passes calls on; the control plane may die before and after each."""
+
+    def __init__(self, target: object, fuse: Fuse) -> None:
+        self._target = target
+        self._fuse = fuse
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not callable(value) or name in ("now", "active", "unclosed", "get", "nodes", "job"):
+            return value  # reading leaves no trace: a death there is one before the next write
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            self._fuse.burn(f"before {name}")
+            answer = value(*arguments, **named)
+            self._fuse.burn(f"after {name}")
+            return answer
+
+        return call
+
+
+def _raiser(error: Exception) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        raise error
+
+    return call
+
+
+def _act_as_workers(world: World, job_id: str, story: str) -> None:
+    """One step of whatever Ray runs: each attempt does its part of the story."""
+    for submission, status in list(world.ray.jobs.items()):
+        if job_id not in submission or status is not RayStatus.RUNNING:
+            continue
+        number = int(submission.rsplit("-", 1)[1])
+        folder = AttemptFolder(world.settings.storage_root, job_id, number)
+        stop = folder.stop_requested()
+        if stop:
+            folder.write_result(Result(outcome="cancelled", reason=Reason.CANCELLED))
+            world.ray.jobs[submission] = RayStatus.SUCCEEDED
+        elif story == "lost" and number == 1:
+            world.ray.jobs[submission] = RayStatus.FAILED
+        elif story == "cancelled":
+            world.store.set_desired(job_id, Desired.CANCEL)
+        else:
+            folder.write_result(Result(outcome="succeeded", reason=Reason.COMPLETED))
+            world.ray.jobs[submission] = RayStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("story", "attempts", "state"),
+    [
+        ("success", 1, State.SUCCEEDED),
+        ("lost", 2, State.SUCCEEDED),
+        ("cancelled", 1, State.CANCELLED),
+    ],
+)
+def test_a_death_at_any_point_is_mended_by_the_next_look(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    story: str,
+    attempts: int,
+    state: State,
+) -> None:
+    monkeypatch.setattr(decide, "CONFIRM_S", -1.0)
+    died_at: list[str] = []
+    for point in range(1, 100):
+        fuse = Fuse(point)
+
+        class MortalFolder(AttemptFolder):
+            """Dies before or after a write."""
+
+            def write_attempt(self, attempt: Any, fuse: Fuse = fuse) -> None:
+                fuse.burn("before write_attempt")
+                super().write_attempt(attempt)
+                fuse.burn("after write_attempt")
+
+            def request_stop(self, kind: Any, fuse: Fuse = fuse) -> None:
+                fuse.burn("before request_stop")
+                super().request_stop(kind)
+                fuse.burn("after request_stop")
+
+        monkeypatch.setattr(module, "AttemptFolder", MortalFolder)
+        job_id = world.add()
+        parts = [Mortal(part, fuse) for part in (world.store, world.ray, world.runs)]
+        loop = ReconcilerLoop(*parts, world.settings)
+        for _ in range(12):
+            try:
+                loop.tick()
+            except KilledError:
+                loop = ReconcilerLoop(*parts, world.settings)
+            _act_as_workers(world, job_id, story)
+            if world.job(job_id).run_closed:
+                break
+        job = world.job(job_id)
+        where = f"killed {fuse.at or 'nowhere'}"
+        assert (job.state, job.attempt, job.run_closed) == (state, attempts, True), where
+        assert world.runs.closed[job_id] is state, where
+        ours = [s for s in world.ray.jobs if job_id in s]
+        assert ours == [f"caps-{job_id}-{n + 1}" for n in range(attempts)], where
+        assert not any(world.ray.jobs[s].alive for s in ours), where
+        ends = [e for e in world.events(job_id) if e == state.value.lower()]
+        assert len(ends) == 1, where
+        died_at.append(fuse.at)
+        if not fuse.at:
+            break
+    assert died_at[-1] == "", "every point was tried"
+    assert {"after ensure", "after start_attempt", "after submit", "after write_attempt"} <= {
+        *died_at
+    }
+
+
+def test_two_control_planes_on_one_store_start_nothing_twice(world: World) -> None:
+    world.ray.capacity = [Node("n1", 12, 0)]
+    small = ResourcesConfig(cpus_per_worker=1)
+    jobs = [world.add(resources=small) for _ in range(12)]
+    loops = [ReconcilerLoop(world.store, world.ray, world.runs, world.settings) for _ in range(2)]
+    start = threading.Barrier(2)
+
+    def look(loop: ReconcilerLoop) -> None:
+        start.wait()
+        for _ in range(6):
+            loop.tick()
+
+    threads = [threading.Thread(target=look, args=(loop,)) for loop in loops]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(world.ray.jobs) == sorted(f"caps-{job_id}-1" for job_id in jobs)
+    for job_id in jobs:
+        job = world.job(job_id)
+        assert (job.state, job.attempt) == (State.RUNNING, 1)
+        assert job.current is not None
+        assert job.current.submitted_at is not None
+        assert world.events(job_id) == ["submitted", "started", "dispatched"]
+        assert job.run_id == world.runs.made[job_id]
+
+
+def test_the_thread_looks_when_woken_and_survives_a_bad_look(world: World) -> None:
+    world.settings = world.settings.model_copy(update={"tick_s": 30})
+    loop = ReconcilerLoop(world.store, world.ray, world.runs, world.settings)
+    ticked = threading.Semaphore(0)
+    looks: list[int] = []
+
+    def tick() -> None:
+        looks.append(1)
+        ticked.release()
+        if len(looks) == 1:
+            raise RuntimeError("the database is away")
+
+    loop.tick = tick
+    loop.start()
+    for _ in range(2):
+        assert ticked.acquire(timeout=5)
+        loop.wake()
+    assert ticked.acquire(timeout=5)
+    loop.stop()
+    assert not any(thread.name == "reconciler" for thread in threading.enumerate())

@@ -1,0 +1,34 @@
+"""Which reason an exception stands for."""
+
+import pytest
+import torch
+
+from capsmodel.checkpoint import BadCheckpointError
+from capsmodel.datasets import DataCorruptError, DataMissingError
+from capsmodel.divergence import DivergedError
+from workers.attempt import Reason
+from workers.failures import classify
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DivergedError("margin loss", 7), Reason.DIVERGED),
+        (torch.OutOfMemoryError("CUDA out of memory"), Reason.OUT_OF_MEMORY),
+        (MemoryError(), Reason.OUT_OF_MEMORY),
+        (DataMissingError("no mnist"), Reason.DATA_MISSING),
+        (DataCorruptError("sha256"), Reason.DATA_MISSING),
+        (BadCheckpointError("sha256"), Reason.BAD_CHECKPOINT),
+        (RuntimeError("shape mismatch"), Reason.ERROR),
+        (ZeroDivisionError(), Reason.ERROR),
+        (KeyError("x"), Reason.ERROR),
+    ],
+)
+def test_each_error_has_a_reason(error: Exception, reason: Reason) -> None:
+    assert classify(error) is reason
+
+
+def test_the_real_failure_to_allocate_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert classify(caught.value) is Reason.OUT_OF_MEMORY

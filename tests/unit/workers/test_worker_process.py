@@ -1,0 +1,65 @@
+"""The worker as a process: it dies with its parent, and all that it prints is kept."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+CHILD = """
+import sys, time
+from workers.process import die_with_parent
+die_with_parent()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+PRINTER = """
+import os, subprocess, sys
+from pathlib import Path
+from workers.process import print_to
+print("before")
+print_to(Path(sys.argv[1]))
+print("from Python", flush=True)
+print("an error", file=sys.stderr, flush=True)
+os.write(1, b"native out\\n")
+os.write(2, b"native err\\n")
+subprocess.run(["echo", "from a child"])
+print("buffered to the end")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_worker_dies_with_its_parent() -> None:
+    command = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.is_running()
+        parent.kill()
+        died_at = time.monotonic() + 2
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < died_at, "it lives on"
+            time.sleep(0.01)
+
+
+def test_the_log_holds_all_that_is_printed_also_by_native_code(tmp_path: Path) -> None:
+    log = tmp_path / "job" / "log.txt"
+    for _ in range(2):
+        found = subprocess.run(
+            [sys.executable, "-c", PRINTER, str(log)], capture_output=True, text=True, check=True
+        )
+        assert (found.stdout, found.stderr) == ("before\n", "")
+    lines = log.read_text().splitlines()
+    once = ["from Python", "an error", "native out", "native err", "from a child"]
+    assert lines == [*once, "buffered to the end"] * 2, "a second attempt adds to it"
