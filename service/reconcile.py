@@ -138,7 +138,10 @@ def reconcile(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
         if ray is RayStatus.MISSING and now - last_sign < FORGOTTEN_S:
             return _while_running(job, attempt, ray, now)
         confirmed = now - attempt.gone_since >= CONFIRM_S
-        return _after_loss(job, attempt, seen) if confirmed else Nothing()
+        if not confirmed:
+            return Nothing()
+        said = seen.ray.message or f"Ray says {ray}, and the worker left no result"
+        return _after_loss(job, attempt, seen, Reason.WORKER_LOST, said)
     if attempt.gone_since is not None and ray.alive:
         return NoteGone(gone=False)
     return _while_running(job, attempt, ray, now)
@@ -184,6 +187,8 @@ def _after_result(job: Job, attempt: Attempt, seen: Seen, result: Result, now: f
         return Finish(State.CANCELLED, Reason.CANCELLED, result.evidence)
     if result.outcome == "paused":
         return Finish(State.PAUSED, Reason.PAUSED, result.evidence)
+    if result.outcome == "interrupted":
+        return _after_loss(job, attempt, seen, result.reason, result.evidence)
     return _after_error(job, result)
 
 
@@ -196,8 +201,7 @@ def _after_error(job: Job, result: Result) -> Action:
     return Requeue(result.reason, result.evidence, delay, job.errors + 1, 0)
 
 
-def _after_loss(job: Job, attempt: Attempt, seen: Seen) -> Action:
-    evidence = seen.ray.message or f"Ray says {seen.ray.status}, and the worker left no result"
+def _after_loss(job: Job, attempt: Attempt, seen: Seen, reason: Reason, evidence: str) -> Action:
     if attempt.stop_reason is Reason.DEADLINE:
         return _deadline(job)
     if job.desired is Desired.CANCEL:
@@ -208,11 +212,11 @@ def _after_loss(job: Job, attempt: Attempt, seen: Seen) -> Action:
     if losses >= MAX_LOSSES:
         return Finish(
             State.FAILED,
-            Reason.WORKER_LOST,
+            reason,
             f"lost {losses} times in a row without a new checkpoint; the last time: {evidence}",
         )
     delay = 0.0 if losses == 1 else min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (losses - 2))
-    return Requeue(Reason.WORKER_LOST, evidence, delay, job.errors, losses)
+    return Requeue(reason, evidence, delay, job.errors, losses)
 
 
 def _deadline(job: Job) -> Action:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from workers.specs import SCHEMA_VERSION, TrainSpec
 
 StopKind = Literal["cancel", "pause"]
+Outcome = Literal["succeeded", "failed", "cancelled", "paused", "interrupted"]
 Document = TypeVar("Document", bound=BaseModel)
 
 
@@ -42,6 +43,7 @@ class Reason(StrEnum):
     VERSION_MISMATCH = "version-mismatch"
     ERROR = "error"
     WORKER_LOST = "worker-lost"
+    INTERRUPTED = "interrupted"
 
 
 HINTS: dict[Reason, str] = {
@@ -52,6 +54,7 @@ HINTS: dict[Reason, str] = {
     Reason.BAD_CHECKPOINT: "choose another checkpoint in init_from",
     Reason.VERSION_MISMATCH: "install the same release on the control plane and on every node",
     Reason.ERROR: "the traceback stands in the job's log",
+    Reason.INTERRUPTED: "its node was stopped; the job goes on from its checkpoint",
     Reason.WORKER_LOST: "the worker's process died without a word; look at the node",
 }
 
@@ -109,7 +112,8 @@ class Result(_Document):
 
     model_config = ConfigDict(ser_json_inf_nan="constants")  # a metric may be NaN, never missing
 
-    outcome: Literal["succeeded", "failed", "cancelled", "paused"]
+    outcome: Outcome
+    """`interrupted`: a signal ended the attempt after its checkpoint was saved."""
     reason: Reason
     evidence: str = ""
     """The line that tells: an exception's message, a metric's value."""

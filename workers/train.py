@@ -5,7 +5,6 @@ Data come from CAPS_DATA_DIR, the start from the newest checkpoint of earlier at
 """
 
 import logging
-import os
 import shutil
 from typing import Literal
 
@@ -17,10 +16,10 @@ from capsmodel.metrics import Evaluation
 from capsmodel.training import Trainer, TrainingOutcome
 from workers import uploads
 from workers.artifacts import build_artifacts
-from workers.attempt import Attempt, AttemptFolder, CheckpointRef, Reason, Result
+from workers.attempt import Attempt, AttemptFolder, CheckpointRef, Outcome, Reason, Result
 from workers.reporter import Reporter, measures_of
 from workers.spool import Spool
-from workers.stop import StopSignal
+from workers.stop import StopCause, StopSignal
 from workers.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -115,22 +114,13 @@ def _carry_best(
 
 def _stopped(trainer: Trainer, stop: StopSignal, checkpoints: CheckpointFolder) -> Result:
     checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
-    cause = stop.cause()
-    if cause in ("signal", "superseded"):
-        # No verdict on the job: the control plane sees an attempt without a result, and decides.
-        logger.warning("stopped by %s at step %d; the checkpoint is saved", cause, trainer.step)
-        os._exit(143)
-    outcome, reason = (
-        ("paused", Reason.PAUSED) if cause == "pause" else ("cancelled", Reason.CANCELLED)
-    )
-    return Result.model_validate(
-        {
-            "outcome": outcome,
-            "reason": reason,
-            "evidence": f"stopped at step {trainer.step} of {trainer.total_steps}",
-            "step": trainer.step,
-        }
-    )
+    outcomes: dict[StopCause | None, tuple[Outcome, Reason]] = {
+        "pause": ("paused", Reason.PAUSED),
+        "cancel": ("cancelled", Reason.CANCELLED),
+    }
+    outcome, reason = outcomes.get(stop.cause(), ("interrupted", Reason.INTERRUPTED))
+    evidence = f"stopped at step {trainer.step} of {trainer.total_steps}; the checkpoint is saved"
+    return Result(outcome=outcome, reason=reason, evidence=evidence, step=trainer.step)
 
 
 def _finish(

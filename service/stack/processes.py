@@ -30,6 +30,16 @@ def tagged(home: Path, service: str | None = None) -> list[psutil.Process]:
     return found
 
 
+def workers(home: Path) -> list[psutil.Process]:
+    """Processes that train a job of this home's stack."""
+    found = []
+    for process in tagged(home, "ray"):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[1:4] == ["-P", "-m", "workers"]:
+                found.append(process)
+    return found
+
+
 def end(processes: list[psutil.Process], grace_s: float) -> None:
     """SIGTERM, then SIGKILL to what is left after the grace."""
     for process in processes:

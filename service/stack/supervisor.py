@@ -17,7 +17,7 @@ import psutil
 
 from service.errors import StackError
 from service.stack import state as stack_state
-from service.stack.processes import end, find, tagged
+from service.stack.processes import end, find, tagged, workers
 from service.stack.services import Service, ray_folder, services
 from service.stack.state import RunningProcess, StackState
 
@@ -76,7 +76,14 @@ class Supervisor:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """End everything that belongs to this home's stack, and see it gone."""
+        """End everything that belongs to this home's stack, and see it gone.
+
+        First the API, so that nothing is started any more; then the jobs, each of which leaves a
+        checkpoint and goes on at the next `up`; then the rest.
+        """
+        api = self.services[-1]
+        end([process] if (process := self._process(api)) else [], STOP_GRACE_S)
+        end(workers(self.home), STOP_GRACE_S)
         for service in reversed(self.services):
             process = self._process(service)
             if process:

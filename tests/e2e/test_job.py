@@ -15,7 +15,7 @@ from service.queue.job import State
 from support.stack import ENDLESS, TINY, Stack, until
 from workers.specs import TrainSpec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 
 @pytest.fixture(scope="module")

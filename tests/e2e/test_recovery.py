@@ -1,28 +1,30 @@
 """What dies is survived: a worker, MLflow, the API, and `capsctl up` itself."""
 
 import time
+from typing import Any
 
 import pytest
 
 from service.api.views import JobView
 from service.client import CapsClient
 from service.queue.job import State
-from support.stack import ENDLESS, TINY, Stack, until
+from support.stack import TINY, Stack, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
-LONG = TINY | {"name": "long", "epochs": 60, "artifacts": []}
+EPOCHS = 25
+LONG = TINY | {"name": "long", "epochs": EPOCHS, "artifacts": []}
 
 
-def submit_and_train(client: CapsClient, epochs: int = 2) -> JobView:
-    """A job that has trained for some epochs."""
-    job = client.submit(LONG)
+def submit_and_train(client: CapsClient, spec: dict[str, Any] = LONG) -> JobView:
+    """A job that has trained for two epochs."""
+    job = client.submit(spec)
 
     def trained() -> bool:
         progress = client.job(job.id).progress
-        return progress is not None and (progress.epoch or 0) >= epochs
+        return progress is not None and (progress.epoch or 0) >= 2
 
-    until(trained, 90, f"{epochs} epochs")
+    until(trained, 90, "two epochs")
     return client.job(job.id)
 
 
@@ -38,7 +40,7 @@ def test_a_killed_worker_resumes_from_its_checkpoint(stack: Stack, client: CapsC
     assert "resumed from jobs/" in log
     assert job.mlflow is not None
     history = stack.mlflow().get_metric_history(job.mlflow.run_id, "val/accuracy")
-    assert [point.step for point in history] == [36 * (epoch + 1) for epoch in range(60)]
+    assert [point.step for point in history] == [36 * (epoch + 1) for epoch in range(EPOCHS)]
 
 
 def test_a_dead_mlflow_loses_no_metric(stack: Stack, client: CapsClient) -> None:
@@ -52,7 +54,7 @@ def test_a_dead_mlflow_loses_no_metric(stack: Stack, client: CapsClient) -> None
     assert job.result.tracking == "complete"
     assert job.mlflow is not None
     history = stack.mlflow().get_metric_history(job.mlflow.run_id, "val/accuracy")
-    assert [point.step for point in history] == [36 * (epoch + 1) for epoch in range(60)]
+    assert [point.step for point in history] == [36 * (epoch + 1) for epoch in range(EPOCHS)]
 
 
 def test_a_killed_api_comes_back_and_the_job_goes_on(stack: Stack, client: CapsClient) -> None:
@@ -86,14 +88,15 @@ def test_a_second_up_is_refused(stack: Stack) -> None:
     assert "already up" in answer.stderr
 
 
-def test_down_and_up_resume_a_job(stack: Stack) -> None:
+def test_down_leaves_a_checkpoint_from_which_the_next_up_goes_on(stack: Stack) -> None:
     with stack.client() as client:
-        job = client.submit(ENDLESS)
-        until(lambda: client.job(job.id).phase == "training", 60, "training")
+        job = submit_and_train(client, LONG | {"epochs": 10_000})
     stack.down()
     stack.up()
     with stack.client() as client:
-        until(lambda: client.job(job.id).attempt == 2, 120, "a second attempt")
+        until(lambda: client.job(job.id).attempt == 2, 30, "a second attempt")
         until(lambda: client.job(job.id).phase == "training", 60, "training again")
+        assert "interrupted: interrupted stopped at step" in client.logs(job.id, attempt=1).text
+        assert "resumed from jobs/" in client.logs(job.id, attempt=2).text
         client.cancel(job.id)
         assert client.wait(job.id, timeout=30).state is State.CANCELLED

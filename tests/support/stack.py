@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from service.client import CapsClient
 from service.stack import state as stack_state
-from service.stack.processes import find, tagged
+from service.stack.processes import find, tagged, workers
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -94,15 +94,7 @@ class Stack:
 
     def workers(self, job: str) -> list[psutil.Process]:
         """Living processes that train a job."""
-        found = []
-        for process in tagged(self.home):
-            try:
-                command = process.cmdline()
-            except psutil.Error:
-                continue
-            if command[1:5] == ["-P", "-m", "workers", job]:
-                found.append(process)
-        return found
+        return [p for p in workers(self.home) if job in p.cmdline()]
 
     def capsctl(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the command line against this stack."""
