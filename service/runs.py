@@ -22,6 +22,9 @@ TAG_JOB = "caps.job"
 PARAMS_PER_BATCH = 100
 PARAM_LENGTH = 6000
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Without it MLflow's page opens on its views for language models."""
+
 FINAL_STATUS = {
     State.SUCCEEDED: "FINISHED",
     State.FAILED: "FAILED",
@@ -77,7 +80,7 @@ class MlflowRuns:
         existing = self._client.get_experiment_by_name(name)
         if existing is None:
             try:
-                return str(self._client.create_experiment(name))
+                return str(self._client.create_experiment(name, tags=EXPERIMENT_TAGS))
             except MlflowException:  # somebody else made it meanwhile
                 existing = self._client.get_experiment_by_name(name)
                 if existing is None:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from capsmodel.callbacks import Callback
@@ -87,12 +88,12 @@ class Reporter(Callback):
 
     def pictures(
         self, trainer: Trainer, part: Literal["train", "validation", "test"], epoch: int
-    ) -> None:
+    ) -> list[Path]:
         """Make the pictures that are due and hand them on; a failing one stops nothing."""
         due = [a for a in self._artifacts if part == "test" or a.due(epoch)]
         if not due:
-            return
-        view = _view(trainer, part, epoch)
+            return []
+        view, made = _view(trainer, part, epoch), []
         for artifact in due:
             try:
                 picture = artifact.make(view)
@@ -104,6 +105,8 @@ class Reporter(Callback):
             picture.save(path)
             key = f"{artifact.name}/{part}"
             self._tracker.submit(path.name, uploads.log_picture(path, key, epoch))
+            made.append(path)
+        return made
 
     def _save(self, trainer: Trainer) -> CheckpointInfo:
         self._checkpoint_at = time.monotonic() + self._spec.checkpoint_every_s

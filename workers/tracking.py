@@ -24,6 +24,9 @@ SHIP_EVERY_S = 1.0
 RETRY_AFTER_S = 2.0
 METRICS_PER_BATCH = 1000
 SYSTEM_METRICS_EVERY_S = 5
+IMPORT_AFTER_S = 20.0
+"""Importing mlflow takes seconds of the interpreter's lock, so it waits for the first metrics, but
+no longer than this: a long first step must not leave the run without its tags."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,20 @@ class Tracker:
         self.run_id = run_id
         self._spool = spool
         self._tasks: queue.Queue[Task] = queue.Queue()
+        self._begun = threading.Event()
         self._closing = threading.Event()
         self._deadline = float("inf")
         self._unsent = ""
         self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
 
     def start(self) -> None:
-        """Begin to send; imports mlflow, which takes seconds, in the thread."""
+        """Begin to send, once there is something to send."""
         self._thread.start()
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Record metric values of a step; returns at once."""
         self._spool.append(values, step)
+        self._begun.set()
 
     def submit(self, what: str, call: Callable[["MlflowClient", str], None]) -> None:
         """Have `call(client, run_id)` made in turn; `what` names it in messages."""
@@ -63,6 +68,7 @@ class Tracker:
         """Send all that is left; `complete`, or what could not be sent in time."""
         self._deadline = time.monotonic() + patience_s
         self._closing.set()
+        self._begun.set()
         self._thread.join(timeout=patience_s + 30)
         if self._thread.is_alive():
             return "incomplete: MLflow does not answer"
@@ -76,6 +82,7 @@ class Tracker:
             self._unsent = f"incomplete: {error}"
 
     def _ship(self) -> None:
+        self._begun.wait(IMPORT_AFTER_S)
         import mlflow
 
         mlflow.set_tracking_uri(self.uri)

@@ -145,7 +145,7 @@ def _finish(
         best_test = trainer.evaluate("test")
     tracker.log(_named("test", best_test), outcome.step)
     reporter.phase("finishing", trainer)
-    reporter.pictures(trainer, "test", outcome.epoch)
+    sheets = reporter.pictures(trainer, "test", outcome.epoch)
     metrics = {**_named("test", best_test), **_named("test_last", last_test)}
     if outcome.best is not None:
         metrics["val/best_accuracy"] = outcome.best.accuracy
@@ -153,7 +153,7 @@ def _finish(
     kept = _keep(folder, spec.keep, checkpoints)
     for name, info in kept.items():
         tracker.submit(f"{name} checkpoint", uploads.log_checkpoint(name, info))
-    tracker.submit("the note", uploads.log_summary(metrics, outcome))
+    tracker.submit("the note", uploads.log_summary(metrics, outcome, sheets))
     return Result(
         outcome="succeeded",
         reason=Reason.COMPLETED,

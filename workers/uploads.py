@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Call = Callable[["MlflowClient", str], None]
 
 NOTE = "mlflow.note.content"
+SHEETS = "sheets"
+"""Folder of the run's artifacts that holds the pictures under their own names."""
 
 
 def start(attempt: Attempt) -> Call:
@@ -66,7 +68,7 @@ def log_picture(path: Path, key: str, epoch: int) -> Call:
 
         with Image.open(path) as picture:
             client.log_image(run_id, picture, key=key, step=epoch)
-        client.log_artifact(run_id, str(path), "sheets")
+        client.log_artifact(run_id, str(path), SHEETS)
 
     return call
 
@@ -95,21 +97,25 @@ def log_model(model: Model, spec: TrainSpec, folder: Path) -> Call:
     return call
 
 
-def log_summary(metrics: dict[str, float], outcome: TrainingOutcome) -> Call:
-    """Results, added to the note that the control plane began."""
+def log_summary(metrics: dict[str, float], outcome: TrainingOutcome, sheets: list[Path]) -> Call:
+    """Results and the last sheets, added to the note that the control plane began."""
 
     def call(client: "MlflowClient", run_id: str) -> None:
         note = client.get_run(run_id).data.tags.get(NOTE, "")
         begun, _, _ = note.partition("\n\n## Results")
-        rows = [
-            f"| {weights} | {100 * metrics[f'{prefix}/accuracy']:.2f} % "
-            f"| {metrics[f'{prefix}/total_loss']:.4f} |"
+        results = "\n".join(
+            f"- {weights} weights: test accuracy **{100 * metrics[f'{prefix}/accuracy']:.2f} %**, "
+            f"loss {metrics[f'{prefix}/total_loss']:.4f}"
             for weights, prefix in (("best", "test"), ("last", "test_last"))
-        ]
-        table = ["| weights | test accuracy | test loss |", "| --- | --- | --- |", *rows]
+        )
         ended = f"Ended after epoch {outcome.epoch}, step {outcome.step} ({outcome.stopped})."
-        results = "\n".join(table)
-        client.set_tag(run_id, NOTE, f"{begun}\n\n## Results\n\n{results}\n\n{ended}")
+        # A path that MLflow's own page serves, wherever that page is reached.
+        pictures = [
+            f"![{path.stem}](get-artifact?path={SHEETS}/{path.name}&run_uuid={run_id})"
+            for path in sheets
+        ]
+        parts = [begun, "## Results", results, ended, *pictures]
+        client.set_tag(run_id, NOTE, "\n\n".join(parts))
 
     return call
 

@@ -75,7 +75,8 @@ def demo(
     if output == Format.JSON:
         return
     sheets = [p for p in job.result.artifacts if "reconstruction-sheet-test" in p]
-    what_next = "capsctl down stops the stack" if keep else "look around: capsctl up"
+    program = sys.argv[0]
+    what_next = f"to stop the stack: {program} down" if keep else f"to look around: {program} up"
     console().print(what_next)
     accuracy = job.result.metrics["test/accuracy"] or 0.0
     console().print(f"held-out accuracy: {100 * accuracy:.2f} %")

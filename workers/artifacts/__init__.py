@@ -1,7 +1,8 @@
 """Pictures and reports of a training; one file a kind, named in the table of `workers.specs`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,17 @@ class Artifact(ABC):
     @abstractmethod
     def make(self, view: View) -> Image.Image:
         """The picture."""
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Evaluation mode, and afterwards whatever mode the model was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def build_artifacts(configs: Sequence[ArtifactConfig]) -> list[Artifact]:

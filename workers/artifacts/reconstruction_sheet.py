@@ -5,13 +5,15 @@ the left classes that were recognised; on the right failures, each once with r =
 r = l.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from workers.artifacts import Artifact, View
+from workers.artifacts import Artifact, View, evaluating
 from workers.specs import ReconstructionSheetConfig
 
 SIDE = 84
@@ -21,6 +23,8 @@ TITLE_HEIGHT = 40
 HEADER_HEIGHT = 64
 ROW_LABEL_WIDTH = 118
 FAILURE_GAP = 26
+BAND_COLUMNS = 7
+MIN_WIDTH = 420
 
 PAPER = (255, 255, 255)
 INK = (33, 37, 41)
@@ -61,9 +65,10 @@ class ReconstructionSheet(Artifact):
 
     def make(self, view: View) -> Image.Image:
         """The sheet of a part of the data, as the model sees it now."""
-        predictions = _predict(view)
-        columns = self._choose(view, predictions)
-        drawings = _draw(view, columns)
+        with evaluating(view.model):
+            predictions = _predict(view)
+            columns = self._choose(view, predictions)
+            drawings = _draw(view, columns)
         wrong = int((predictions != view.labels).sum())
         title = (
             f"{view.part} · epoch {view.epoch} · "
@@ -101,7 +106,6 @@ def _column(view: View, predictions: Tensor, index: int, drawn: str) -> Column:
 
 @torch.no_grad()
 def _predict(view: View) -> Tensor:
-    view.model.eval()
     batches = torch.split(view.images, PREDICT_BATCH)
     lengths = [view.model(batch.float() / 255).lengths for batch in batches]
     return torch.cat(lengths).argmax(dim=1)
@@ -121,47 +125,81 @@ def _draw(view: View, columns: list[Column]) -> Tensor | None:
 
 def compose(columns: list[Column], drawings: Tensor | None, title: str) -> Image.Image:
     """Lay the sheet out, enlarged so that a pixel of a 28x28 image is seen."""
-    rows = 1 if drawings is None else 2
-    failures = any(column.failure for column in columns)
-    separates = failures and not all(column.failure for column in columns)
-    width = ROW_LABEL_WIDTH + len(columns) * (SIDE + GAP) + separates * FAILURE_GAP + MARGIN
-    height = TITLE_HEIGHT + HEADER_HEIGHT + rows * (SIDE + GAP) + MARGIN
-    sheet = Image.new("RGB", (max(width, 420), height), PAPER)
+    layout = Layout(columns, rows=1 if drawings is None else 2)
+    sheet = Image.new("RGB", layout.size, PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, 12), title, INK, _font(18))
-    for row, name in enumerate(["input", "reconstruction"][:rows]):
-        top = TITLE_HEIGHT + HEADER_HEIGHT + row * (SIDE + GAP)
-        pen.text((MARGIN, top + SIDE // 2 - 8), name, QUIET, _font(13))
-    for line, name in enumerate(("label  l", "predicted  p", "drawn from  r")):
-        pen.text((MARGIN, TITLE_HEIGHT + 4 + 19 * line), name, QUIET, _font(13))
-    left = ROW_LABEL_WIDTH
-    for index, column in enumerate(columns):
-        if column.failure and index and not columns[index - 1].failure:
-            pen.line(
-                [
-                    (left + FAILURE_GAP // 2 - GAP, TITLE_HEIGHT),
-                    (left + FAILURE_GAP // 2 - GAP, height - MARGIN),
-                ],
-                fill=BAD,
-            )
-            left += FAILURE_GAP
-        _paint_column(sheet, pen, left, column, drawings[index] if drawings is not None else None)
-        left += SIDE + GAP
+    for band in range(layout.bands):
+        _paint_names(pen, layout, band)
+    if layout.line is not None:
+        pen.line([(layout.line, TITLE_HEIGHT), (layout.line, layout.size[1] - MARGIN)], BAD)
+    for index, (column, place) in enumerate(zip(columns, layout.places, strict=True)):
+        drawing = drawings[index] if drawings is not None else None
+        _paint_column(sheet, pen, place, column, drawing)
     return sheet
 
 
+class Layout:
+    """Where each column stands: in bands below each other, failures at the right of each.
+
+    Bands keep the sheet about as high as wide, which is the room that viewers give a picture.
+    """
+
+    def __init__(self, columns: list[Column], rows: int) -> None:
+        """Lay out recognised columns, then failures in pairs; `rows` of images in a band."""
+        failures = sum(column.failure for column in columns)
+        hits = len(columns) - failures
+        self.rows = rows
+        self.bands = max(1, ceil(len(columns) / BAND_COLUMNS))
+        hits_a_band = ceil(hits / self.bands)
+        failures_a_band = 2 * ceil(failures / 2 / self.bands)
+        left_of_failures = ROW_LABEL_WIDTH + hits_a_band * (SIDE + GAP)
+        self.line = left_of_failures + FAILURE_GAP // 2 - GAP if hits and failures else None
+        left_of_failures += FAILURE_GAP if self.line is not None else 0
+        self.places = [
+            *_grid(hits, hits_a_band, ROW_LABEL_WIDTH, self.top),
+            *_grid(failures, failures_a_band, left_of_failures, self.top),
+        ]
+        width = left_of_failures + failures_a_band * (SIDE + GAP) + MARGIN
+        self.size = (max(width, MIN_WIDTH), self.top(self.bands) + MARGIN)
+
+    def top(self, band: int) -> int:
+        """Upper edge of a band, in pixels."""
+        return TITLE_HEIGHT + band * (HEADER_HEIGHT + self.rows * (SIDE + GAP) + GAP)
+
+
+def _grid(
+    count: int, a_band: int, left: int, top: Callable[[int], int]
+) -> Iterator[tuple[int, int]]:
+    for index in range(count):
+        yield left + index % a_band * (SIDE + GAP), top(index // a_band)
+
+
+def _paint_names(pen: ImageDraw.ImageDraw, layout: Layout, band: int) -> None:
+    top = layout.top(band)
+    for line, name in enumerate(("label  l", "predicted  p", "drawn from  r")):
+        pen.text((MARGIN, top + 6 + 19 * line), name, QUIET, _font(13))
+    for row, name in enumerate(["input", "reconstruction"][: layout.rows]):
+        middle = top + HEADER_HEIGHT + row * (SIDE + GAP) + SIDE // 2
+        pen.text((MARGIN, middle), name, QUIET, _font(13), anchor="lm")
+
+
 def _paint_column(
-    sheet: Image.Image, pen: ImageDraw.ImageDraw, left: int, column: Column, drawing: Tensor | None
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    column: Column,
+    drawing: Tensor | None,
 ) -> None:
+    left, top = place
     colour = BAD if column.failure else GOOD
-    middle = left + SIDE // 2
     for line, value in enumerate((column.label, column.prediction, column.drawn)):
         ink = INK if line == 0 else colour
-        pen.text((middle, TITLE_HEIGHT + 4 + 19 * line), str(value), ink, _font(16), anchor="ma")
-    top = TITLE_HEIGHT + HEADER_HEIGHT
-    sheet.paste(_picture(column.image.cpu()), (left, top))
+        middle = (left + SIDE // 2, top + 4 + 19 * line)
+        pen.text(middle, str(value), ink, _font(16), anchor="ma")
+    sheet.paste(_picture(column.image.cpu()), (left, top + HEADER_HEIGHT))
     if drawing is not None:
-        sheet.paste(_picture(drawing), (left, top + SIDE + GAP))
+        sheet.paste(_picture(drawing), (left, top + HEADER_HEIGHT + SIDE + GAP))
 
 
 def _picture(image: Tensor) -> Image.Image:

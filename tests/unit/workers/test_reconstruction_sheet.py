@@ -13,6 +13,7 @@ from workers.artifacts.reconstruction_sheet import (
     GAP,
     SIDE,
     Column,
+    Layout,
     ReconstructionSheet,
     compose,
 )
@@ -89,7 +90,7 @@ def test_the_sheet_is_never_wider_than_asked(columns: int) -> None:
         assert 1 <= len(columns_of(a_sheet(columns), a_view(said, labels))) <= columns
 
 
-def test_the_picture_grows_with_its_columns() -> None:
+def test_the_picture_grows_with_its_columns_and_then_by_bands() -> None:
     few = a_sheet(6).make(a_view([*range(6)]))
     more = a_sheet(7).make(a_view([*range(7)]))
     assert few.mode == "RGB"
@@ -97,6 +98,30 @@ def test_the_picture_grows_with_its_columns() -> None:
     assert more.height == few.height
     failed = a_sheet(6).make(a_view([*range(6)], [*range(5), 7]))
     assert failed.width == few.width + FAILURE_GAP
+    two_bands = a_sheet(14).make(a_view([*range(10)] * 2))
+    assert two_bands.width == more.width
+    assert two_bands.height > 1.7 * more.height
+
+
+def test_no_two_columns_overlap_and_failures_are_right_of_the_line() -> None:
+    image = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    for hits in range(20):
+        for pairs in range(4):
+            columns = [Column(image, 1, 1, 1)] * hits + [Column(image, 1, 2, 2)] * (2 * pairs)
+            layout = Layout(columns, rows=2)
+            assert len(set(layout.places)) == len(layout.places) == len(columns)
+            width, height = layout.size
+            assert all(x + SIDE <= width and y + SIDE <= height for x, y in layout.places)
+            if layout.line is not None:
+                assert all(x + SIDE < layout.line for x, _ in layout.places[:hits])
+                assert all(x > layout.line for x, _ in layout.places[hits:])
+
+
+def test_a_training_model_is_left_training() -> None:
+    view = a_view([1, 2, 3])
+    view.model.train()
+    a_sheet().make(view)
+    assert view.model.training
 
 
 def test_the_drawing_stands_below_its_image() -> None:
@@ -108,8 +133,8 @@ def test_the_drawing_stands_below_its_image() -> None:
 
 
 def test_a_model_without_decoder_has_one_row() -> None:
-    with_decoder = a_sheet().make(a_view([*range(CLASSES)]))
-    without = a_sheet().make(a_view([*range(CLASSES)], draws=False))
+    with_decoder = a_sheet().make(a_view([*range(7)]))
+    without = a_sheet().make(a_view([*range(7)], draws=False))
     assert with_decoder.height - without.height == SIDE + GAP
 
 
