@@ -282,9 +282,9 @@ class ReconcilerLoop:
             origin = self._store.get(source.job)
         except JobNotFoundError:
             return ""  # the worker finds no checkpoint and says so
-        if origin.state.terminal or origin.state is State.PAUSED:
+        if origin.state.terminal:
             return ""
-        return f"init_from: job {origin.id} has not ended yet"
+        return f"init_from: job {origin.id} is {origin.state}, it has not ended yet"
 
     def _init_checkpoint(self, job: Job) -> str | None:
         source = job.spec.init_from

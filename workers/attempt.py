@@ -26,6 +26,7 @@ from workers.specs import SCHEMA_VERSION, TrainSpec
 
 StopKind = Literal["cancel", "pause"]
 Outcome = Literal["succeeded", "failed", "cancelled", "paused", "interrupted"]
+Kept = Literal["best", "last"]
 Document = TypeVar("Document", bound=BaseModel)
 
 
@@ -118,7 +119,7 @@ class Result(_Document):
     evidence: str = ""
     """The line that tells: an exception's message, a metric's value."""
     metrics: dict[str, float] = {}
-    checkpoints: dict[Literal["best", "last"], CheckpointRef] = {}
+    checkpoints: dict[Kept, CheckpointRef] = {}
     artifacts: list[str] = []
     """Files below CAPS_STORAGE."""
     step: int = 0

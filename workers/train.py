@@ -6,7 +6,6 @@ Data come from CAPS_DATA_DIR, the start from the newest checkpoint of earlier at
 
 import logging
 import shutil
-from typing import Literal
 
 import torch
 
@@ -16,7 +15,7 @@ from capsmodel.metrics import Evaluation
 from capsmodel.training import Trainer, TrainingOutcome
 from workers import uploads
 from workers.artifacts import build_artifacts
-from workers.attempt import Attempt, AttemptFolder, CheckpointRef, Outcome, Reason, Result
+from workers.attempt import Attempt, AttemptFolder, CheckpointRef, Kept, Outcome, Reason, Result
 from workers.reporter import Reporter, measures_of
 from workers.spool import Spool
 from workers.stop import StopCause, StopSignal
@@ -67,7 +66,7 @@ def _train(
     _restore(trainer, folder, attempt, checkpoints)
     outcome = trainer.fit()
     if outcome.stopped == "requested":
-        return _stopped(trainer, stop, checkpoints)
+        return _stopped(folder, trainer, stop, checkpoints)
     return _finish(folder, attempt, trainer, outcome, reporter, tracker, checkpoints)
 
 
@@ -112,15 +111,26 @@ def _carry_best(
         own.adopt_best(marked)
 
 
-def _stopped(trainer: Trainer, stop: StopSignal, checkpoints: CheckpointFolder) -> Result:
-    checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
+def _stopped(
+    folder: AttemptFolder, trainer: Trainer, stop: StopSignal, checkpoints: CheckpointFolder
+) -> Result:
+    kept: dict[Kept, CheckpointInfo] = {}
+    kept["last"] = checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
+    best = checkpoints.best()
+    if best is not None:
+        kept["best"] = best
     outcomes: dict[StopCause | None, tuple[Outcome, Reason]] = {
         "pause": ("paused", Reason.PAUSED),
         "cancel": ("cancelled", Reason.CANCELLED),
     }
     outcome, reason = outcomes.get(stop.cause(), ("interrupted", Reason.INTERRUPTED))
-    evidence = f"stopped at step {trainer.step} of {trainer.total_steps}; the checkpoint is saved"
-    return Result(outcome=outcome, reason=reason, evidence=evidence, step=trainer.step)
+    return Result(
+        outcome=outcome,
+        reason=reason,
+        evidence=f"stopped at step {trainer.step} of {trainer.total_steps}; checkpoint saved",
+        checkpoints={name: _reference(folder, info) for name, info in kept.items()},
+        step=trainer.step,
+    )
 
 
 def _finish(
@@ -166,8 +176,8 @@ def _finish(
 
 
 def _keep(
-    folder: AttemptFolder, keep: tuple[Literal["best", "last"], ...], checkpoints: CheckpointFolder
-) -> dict[Literal["best", "last"], CheckpointInfo]:
+    folder: AttemptFolder, keep: tuple[Kept, ...], checkpoints: CheckpointFolder
+) -> dict[Kept, CheckpointInfo]:
     """Prune to what the specification keeps; earlier attempts' checkpoints are not needed now."""
     checkpoints.keep(best="best" in keep, last="last" in keep)
     for earlier in folder.earlier():

@@ -15,6 +15,7 @@ from service.errors import (
     BodyTooLargeError,
     CursorInvalidError,
     DatabaseUnavailableError,
+    FieldError,
     JobEndedError,
     JobNotFoundError,
     MediaTypeError,
@@ -23,6 +24,7 @@ from service.errors import (
 )
 from service.queue.job import Desired, Job, State
 from service.queue.store import JobFilter
+from workers.specs import TrainSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -69,7 +71,9 @@ def answer(example: Any, description: str) -> dict[str, Any]:
 )
 def submit(body: Annotated[bytes, Depends(json_body)], given: Given, response: Response) -> JobView:
     """Queue a training job. Fields left out have the paper's values."""
-    job = given.store.add(parse_spec(body))
+    spec = parse_spec(body)
+    _check_origin(given, spec)
+    job = given.store.add(spec)
     given.wake()
     view = _present(given, job)
     response.headers["Location"] = view.links.self
@@ -130,6 +134,19 @@ def cancel_job(job_id: JobId, given: Given) -> JobView:
     job = given.store.set_desired(job_id, Desired.CANCEL)
     given.wake()
     return _present(given, job)
+
+
+def _check_origin(given: Given, spec: TrainSpec) -> None:
+    """Refuse to continue from a job that does not exist: the worker would tell only later."""
+    source = spec.init_from
+    if source is None or source.job is None:
+        return
+    try:
+        given.store.get(source.job)
+    except JobNotFoundError as error:
+        hint = "GET /v1/jobs or `capsctl jobs` lists the jobs"
+        wrong = FieldError("/init_from/job", error.detail, source.job, "the id of a job", hint)
+        raise SpecInvalidError("1 field is not valid", errors=[wrong]) from None
 
 
 def _present(given: Given, job: Job) -> JobView:

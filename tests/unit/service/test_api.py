@@ -195,6 +195,7 @@ def test_logs_tell_the_end_of_an_attempt(http: httpx.Client, api: Any) -> None:
     ("body", "status", "pointer", "tells"),
     [
         (b'{"model": {"routing": {"iterations": 0}}}', 422, "/model/routing/iterations", "1 to 10"),
+        (b'{"init_from": {"job": "no-such-job"}}', 422, "/init_from/job", "the id of a job"),
         (b'{"epochs": 1e9}', 422, "/epochs", "1 to 10000"),
         (b'{"epochs": 1000000000}', 422, "/epochs", "1 to 10000"),
         (b'{"epochs": "3"}', 422, "/epochs", "whole number"),

@@ -456,7 +456,9 @@ def test_initial_weights_are_waited_for_and_found(world: World) -> None:
     origin = world.add()
     heir = world.add(init_from=InitFrom(job=origin, checkpoint="last"))
     world.tick()
-    assert world.job(heir).waiting_reason == f"init_from: job {origin} has not ended yet"
+    assert world.job(heir).waiting_reason == (
+        f"init_from: job {origin} is RUNNING, it has not ended yet"
+    )
     last = CheckpointRef(path=f"jobs/{origin}/1/checkpoints/last.pt", sha256="0", epoch=1, step=2)
     world.leave(origin, "succeeded", Reason.COMPLETED, checkpoints={"last": last})
     world.tick(2)
