@@ -98,7 +98,9 @@ class CapsClient:
     ) -> None:
         self.url = (url or default_url()).rstrip("/")
         self.patience = patience
-        self._http = httpx.Client(base_url=self.url, timeout=timeout)
+        # A proxy for the world outside can't reach this machine's own loopback.
+        local = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=not local)
 
     def __enter__(self) -> Self:
         return self

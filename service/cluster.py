@@ -84,7 +84,10 @@ class RayCluster:
     def __init__(self, address: str, token: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.address = address
-        self._http = httpx.Client(base_url=address, headers=headers, timeout=TIMEOUT_S)
+        # The head is on our own network: a proxy for the world outside is none for it.
+        self._http = httpx.Client(
+            base_url=address, headers=headers, timeout=TIMEOUT_S, trust_env=False
+        )
 
     def close(self) -> None:
         """Drop the connections."""

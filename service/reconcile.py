@@ -140,7 +140,7 @@ def reconcile(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
         confirmed = now - attempt.gone_since >= CONFIRM_S
         if not confirmed:
             return Nothing()
-        said = seen.ray.message or f"Ray says {ray}, and the worker left no result"
+        said = _first_words(seen.ray.message) or f"Ray says {ray}, and the worker left no result"
         return _after_loss(job, attempt, seen, Reason.WORKER_LOST, said)
     if attempt.gone_since is not None and ray.alive:
         return NoteGone(gone=False)
@@ -217,6 +217,11 @@ def _after_loss(job: Job, attempt: Attempt, seen: Seen, reason: Reason, evidence
         )
     delay = 0.0 if losses == 1 else min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (losses - 2))
     return Requeue(reason, evidence, delay, job.errors, losses)
+
+
+def _first_words(message: str) -> str:
+    """Ray's message without the end of its own log, which it appends."""
+    return message.partition(", last available logs")[0].partition("\n")[0]
 
 
 def _deadline(job: Job) -> Action:

@@ -42,7 +42,7 @@ class MlflowRuns:
     def ping(self) -> None:
         """Raises TrackingUnavailableError unless the server answers."""
         try:
-            answer = httpx.get(f"{self.uri.rstrip('/')}/health", timeout=5)
+            answer = httpx.get(f"{self.uri.rstrip('/')}/health", timeout=5, trust_env=False)
             answer.raise_for_status()
         except httpx.HTTPError as error:
             raise TrackingUnavailableError(f"MLflow at {self.uri} does not answer") from error

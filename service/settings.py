@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     """MLflow's tracking server, as the control plane and the workers reach it."""
     mlflow_public_url: str | None = None
     """MLflow's address in links for people, where it differs from CAPS_MLFLOW_URI."""
-    allowed_hosts: list[str] = ["127.0.0.1", "localhost", "testserver"]
+    allowed_hosts: list[str] = ["127.0.0.1", "localhost"]
     """Host headers that the API answers."""
     tick_s: float = Field(default=1.0, gt=0, le=60)
     """Seconds between two looks of the reconciler."""

@@ -7,7 +7,6 @@ asks for, and leaves `result.json` as its last act. Heavy imports come after the
 import argparse
 import logging
 import os
-import sys
 import traceback
 from importlib.metadata import version
 from pathlib import Path
@@ -79,4 +78,7 @@ def _check_version(attempt: Attempt) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    # The result is written: no thread that waits for a server may keep the job's slot.
+    os._exit(status)

@@ -5,6 +5,7 @@ import torch
 from capsmodel.checkpoint import BadCheckpointError
 from capsmodel.datasets import DataCorruptError, DataMissingError
 from capsmodel.divergence import DivergedError
+from capsmodel.training_state import IncompatibleStateError
 from workers.attempt import Reason
 
 _REASONS: list[tuple[type[BaseException], Reason]] = [
@@ -14,6 +15,7 @@ _REASONS: list[tuple[type[BaseException], Reason]] = [
     (DataMissingError, Reason.DATA_MISSING),
     (DataCorruptError, Reason.DATA_MISSING),
     (BadCheckpointError, Reason.BAD_CHECKPOINT),
+    (IncompatibleStateError, Reason.BAD_CHECKPOINT),
 ]
 
 

@@ -129,7 +129,10 @@ class Reporter(Callback):
         progress = self._progress
         progress.epoch, progress.epochs = trainer.epoch, self._spec.epochs
         progress.step, progress.steps = trainer.step, trainer.total_steps
-        self._folder.write_progress(progress)
+        try:
+            self._folder.write_progress(progress)
+        except OSError:  # a full disk fails the next checkpoint; a heartbeat alone fails nothing
+            logger.warning("the progress can't be written just now", exc_info=True)
 
 
 def _view(trainer: Trainer, part: Literal["train", "validation", "test"], epoch: int) -> View:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from capsmodel.config import (
     CapsNetConfig,
@@ -22,8 +22,35 @@ SCHEMA_VERSION: Literal[1] = 1
 Name = Annotated[
     str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._:+-]*$")
 ]
+
+
+def _free_label(key: str) -> str:
+    if key.startswith(("mlflow.", "caps.")):
+        raise ValueError(f"label {key!r}: the prefixes 'mlflow.' and 'caps.' are taken")
+    return key
+
+
+def _below_storage(path: str) -> str:
+    if ".." in path.split("/"):
+        raise ValueError(f"path {path!r} must stay below CAPS_STORAGE: no '..'")
+    return path
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("name each checkpoint once")
+    return names
+
+
 LabelKey = Annotated[
-    str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    str,
+    Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+    AfterValidator(_free_label),
+]
+StoragePath = Annotated[
+    str,
+    Field(max_length=500, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\.pt$"),
+    AfterValidator(_below_storage),
 ]
 LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
@@ -74,17 +101,13 @@ class InitFrom(Config):
     """A job that has ended with a checkpoint."""
     checkpoint: Literal["best", "last"] = "best"
     """Which of that job's checkpoints."""
-    path: str | None = Field(
-        default=None, max_length=500, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\.pt$"
-    )
+    path: StoragePath | None = None
     """A checkpoint's path below CAPS_STORAGE, in place of `job`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.job is None) == (self.path is None):
             raise ValueError("give either `job` or `path`")
-        if self.path is not None and ".." in self.path.split("/"):
-            raise ValueError(f"path {self.path!r} must stay below CAPS_STORAGE: no '..'")
         return self
 
 
@@ -113,23 +136,17 @@ class TrainSpec(TrainingConfig):
     checkpoint_every_s: int = Field(default=300, ge=1, le=86_400)
     """Seconds between checkpoints within an epoch; the end of each epoch leaves one anyway."""
     init_from: InitFrom | None = None
-    keep: Annotated[tuple[Literal["best", "last"], ...], Field(max_length=2, strict=False)] = (
-        "best",
-        "last",
-    )
+    keep: Annotated[
+        tuple[Literal["best", "last"], ...],
+        Field(max_length=2, strict=False),
+        AfterValidator(_each_once),
+    ] = ("best", "last")
     """Checkpoints that stay when the job has ended."""
 
     @property
     def training(self) -> TrainingConfig:
         """The part that the `Trainer` sees: with it checkpoints know what they belong to."""
         return TrainingConfig(**{name: getattr(self, name) for name in TrainingConfig.model_fields})
-
-    @model_validator(mode="after")
-    def _labels_are_free(self) -> Self:
-        for key in self.labels:
-            if key.startswith(("mlflow.", "caps.")):
-                raise ValueError(f"label {key!r}: the prefixes 'mlflow.' and 'caps.' are taken")
-        return self
 
 
 _DEMO = TrainSpec(

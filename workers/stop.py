@@ -1,11 +1,14 @@
 """Whether the worker is asked to leave: by the stop flag, a signal, or a later attempt."""
 
+import logging
 import signal
 import time
 from types import FrameType
 from typing import Literal
 
 from workers.attempt import AttemptFolder
+
+logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.25
 
@@ -32,9 +35,14 @@ class StopSignal:
         return self._cause
 
     def _look(self) -> StopCause | None:
-        if self._folder.superseded():
-            return "superseded"
-        return self._folder.stop_requested() or ("signal" if self._signalled else None)
+        try:
+            if self._folder.superseded():
+                return "superseded"
+            if (kind := self._folder.stop_requested()) is not None:
+                return kind
+        except OSError:
+            logger.warning("the attempt's folder can't be read just now", exc_info=True)
+        return "signal" if self._signalled else None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Only a flag: raising from a handler can tear a checkpoint or an upload apart.

@@ -64,12 +64,18 @@ class Tracker:
         """Have `call(client, run_id)` made in turn; `what` names it in messages."""
         self._tasks.put(Task(what, call))
 
-    def finish(self, patience_s: float) -> str:
-        """Send all that is left; `complete`, or what could not be sent in time."""
+    def finish(self, patience_s: float, hurry: Callable[[], object] = lambda: None) -> str:
+        """Send all that is left; `complete`, or what could not be sent in time.
+
+        Args:
+            patience_s: Seconds to wait for a server that does not answer.
+            hurry: Asked a few times a second; once it is true, nothing is waited for any more.
+        """
         self._deadline = time.monotonic() + patience_s
         self._closing.set()
         self._begun.set()
-        self._thread.join(timeout=patience_s + 30)
+        while self._thread.is_alive() and time.monotonic() < self._deadline and not hurry():
+            self._thread.join(timeout=0.25)
         if self._thread.is_alive():
             return "incomplete: MLflow does not answer"
         return self._unsent or "complete"

@@ -40,14 +40,20 @@ def train(folder: AttemptFolder, attempt: Attempt, stop: StopSignal) -> Result:
     try:
         result = _train(folder, attempt, stop, tracker, device)
     except BaseException:
-        tracker.submit("end of the run", uploads.end("FAILED"))
+        if not folder.superseded():  # the run belongs to the later attempt
+            tracker.submit("end of the run", uploads.end("FAILED"))
         tracker.finish(PATIENCE_STOPPED_S)
         raise
-    patience = PATIENCE_DONE_S if result.outcome == "succeeded" else PATIENCE_STOPPED_S
+    done = result.outcome == "succeeded"
+    patience, hurry = (PATIENCE_DONE_S, stop.cause) if done else (PATIENCE_STOPPED_S, never)
     status = {"succeeded": "FINISHED", "cancelled": "KILLED", "failed": "FAILED"}
     if result.outcome in status:
         tracker.submit("end of the run", uploads.end(status[result.outcome]))
-    return result.model_copy(update={"tracking": tracker.finish(patience)})
+    return result.model_copy(update={"tracking": tracker.finish(patience, hurry)})
+
+
+def never() -> None:
+    """Nothing hurries an attempt that was stopped: its patience is short."""
 
 
 def _train(

@@ -125,7 +125,11 @@ def commit() -> str:
     stated = os.environ.get("CAPS_COMMIT")
     if stated:
         return stated
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    checkout = Path(__file__).parent.parent
+    if not (checkout / "pyproject.toml").exists():  # installed, perhaps inside a user's repository
+        return "unknown"
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(checkout), *describe]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from service.api import examples
 from service.api.body import json_body
@@ -53,6 +53,23 @@ def answer(example: Any, description: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
+LIST_PARAMETERS = ("experiment", "label", "state", "cursor", "limit")
+
+
+def known_parameters(request: Request) -> None:
+    """Refuse a parameter that would silently be ignored, and with it the filter that was meant."""
+    unknown = [name for name in request.query_params if name not in LIST_PARAMETERS]
+    if unknown:
+        accepted = f"one of {', '.join(LIST_PARAMETERS)}"
+        raise ParameterInvalidError(
+            f"unknown parameter {unknown[0][:100]!r}",
+            errors=[
+                FieldError(f"/query/{n[:100]}", "unknown parameter", accepted=accepted)
+                for n in unknown
+            ],
+        )
+
+
 @router.post(
     "",
     status_code=202,
@@ -82,6 +99,7 @@ def submit(body: Annotated[bytes, Depends(json_body)], given: Given, response: R
 
 @router.get(
     "",
+    dependencies=[Depends(known_parameters)],
     responses={
         200: answer(examples.JOB_PAGE, "A page of jobs, the newest first"),
         **documented(CursorInvalidError, ParameterInvalidError, DatabaseUnavailableError),

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from service.client import ApiError
-from service.errors import CapsError
+from service.errors import CapsError, FieldError
 
 
 class Format(StrEnum):
@@ -40,11 +40,40 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        wants_json = _wants_json([*ctx._protected_args, *ctx.args])
         try:
             return super().invoke(ctx)
         except (ApiError, CapsError) as error:
-            tell_error(error)
+            if wants_json:
+                tell_error_as_json(error)
+            else:
+                tell_error(error)
             raise typer.Exit(2 if error.status in _BAD_INPUT else 1) from None
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Whether `-o json` is among a command's arguments, in any of its spellings."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(
+        word in ("-ojson", "--output=json") or (word in ("-o", "--output") and value == "json")
+        for word, value in pairs
+    )
+
+
+def tell_error_as_json(error: ApiError | CapsError) -> None:
+    """The error as one JSON document on standard error."""
+    fields = [
+        vars(field) if isinstance(field, FieldError) else field.model_dump(mode="json")
+        for field in error.errors
+    ]
+    document = {
+        "code": error.code,
+        "detail": error.detail,
+        "errors": fields,
+        "hint": error.hint,
+        "request_id": getattr(error, "request_id", None),
+    }
+    print(json.dumps(document, ensure_ascii=False), file=sys.stderr, flush=True)
 
 
 def console() -> Console:

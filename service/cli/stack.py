@@ -1,5 +1,6 @@
 """`capsctl up`, `down` and `demo`: the embedded stack on this machine."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from service.settings import Settings
 from service.stack import state as stack_state
 from service.stack.processes import find
 from service.stack.supervisor import READY_TIMEOUT_S, Supervisor, stop_stack
-from workers.specs import PRESETS
+from workers.specs import PRESETS, TrainSpec
 
 Cpus = Annotated[int | None, typer.Option(min=1, help="CPU cores to offer; all by default.")]
 Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs to offer; all by default.")]
@@ -67,7 +68,7 @@ def demo(
     settings = Settings()
     tell = _Teller(output)
     with _stack(settings, keep, tell) as api_url, CapsClient(api_url) as client:
-        job = client.submit(PRESETS["demo"])
+        job = client.submit(_demo_for_this_machine())
         tell(f"submitted job {job.id}")
         job = watch_job(client, job.id, output)
     if job.state is not State.SUCCEEDED or job.result is None or job.mlflow is None:
@@ -76,12 +77,24 @@ def demo(
         return
     sheets = [p for p in job.result.artifacts if "reconstruction-sheet-test" in p]
     program = sys.argv[0]
-    what_next = f"to stop the stack: {program} down" if keep else f"to look around: {program} up"
+    what_next = (
+        f"the stack is up; to stop it: {program} down"
+        if keep
+        else f"the stack is stopped; to bring it and this run back: {program} up"
+    )
     console().print(what_next)
     accuracy = job.result.metrics["test/accuracy"] or 0.0
     console().print(f"held-out accuracy: {100 * accuracy:.2f} %")
     console().print(f"reconstruction sheet: {settings.storage_root / sheets[-1]}")
     console().print(f"MLflow run: {job.mlflow.url}")
+
+
+def _demo_for_this_machine() -> TrainSpec:
+    """The preset, with no more cores than there are: else it would wait for ever."""
+    spec = PRESETS["demo"]
+    cores = min(os.cpu_count() or 1, spec.resources.cpus_per_worker)
+    resources = spec.resources.model_copy(update={"cpus_per_worker": cores})
+    return spec.model_copy(update={"resources": resources})
 
 
 class _Stopped:

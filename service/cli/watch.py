@@ -100,6 +100,8 @@ def _numbers(job: JobView) -> str:
     if progress is None:
         place = f"position {job.position} in the queue" if job.position else ""
         return ", ".join(part for part in (place, job.waiting_reason) if part)
+    if not progress.steps:
+        return ""
     parts = [f"epoch {progress.epoch}/{progress.epochs}", f"step {progress.step}/{progress.steps}"]
     if progress.train_loss is not None:
         parts.append(f"loss {progress.train_loss:.4f}")

@@ -56,7 +56,15 @@ def _common(home: Path, service: str) -> dict[str, str]:
         "CAPS_STORAGE": os.environ.get("CAPS_STORAGE", str(home / "storage")),
         "CAPS_DATA_DIR": str(Path(os.environ.get("CAPS_DATA_DIR", "data")).absolute()),
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        **_past_proxies(),
     }
+
+
+def _past_proxies() -> dict[str, str]:
+    """NO_PROXY with loopback in it: a proxy for the world outside can't reach our own services."""
+    known = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    hosts = ",".join(part for part in (known, "127.0.0.1", "localhost") if part)
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 
 def _ray(home: Path, state: StackState, cpus: int | None, gpus: int | None) -> Service:
@@ -145,7 +153,7 @@ def _api(home: Path, state: StackState) -> Service:
 
     def ready() -> bool:
         answer = _get(f"{state.api_url}/healthz")
-        return answer is not None and answer.json().get("stack") == state.stack_id
+        return answer is not None and f'"{state.stack_id}"' in answer.text
 
     return Service("api", "API", command, environment, state.api_url, ready)
 

@@ -8,6 +8,7 @@ import pytest
 from service.api.views import JobView
 from service.client import CapsClient
 from service.queue.job import State
+from service.stack.processes import tagged
 from support.stack import TINY, Stack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
@@ -55,6 +56,28 @@ def test_a_dead_mlflow_loses_no_metric(stack: Stack, client: CapsClient) -> None
     assert job.mlflow is not None
     history = stack.mlflow().get_metric_history(job.mlflow.run_id, "val/accuracy")
     assert [point.step for point in history] == [36 * (epoch + 1) for epoch in range(EPOCHS)]
+
+
+def test_a_hanging_mlflow_keeps_no_slot_and_loses_no_checkpoint(
+    stack: Stack, client: CapsClient
+) -> None:
+    job = submit_and_train(client, LONG | {"epochs": 10_000})
+    hanging = tagged(stack.home, "mlflow")
+    try:
+        for process in hanging:
+            process.suspend()
+        client.cancel(job.id)
+        until(lambda: not stack.workers(job.id), 15, "its processes gone")
+        job = client.wait(job.id, timeout=15)
+    finally:
+        for process in hanging:
+            process.resume()
+    assert job.state is State.CANCELLED
+    assert job.result is not None
+    assert set(job.result.checkpoints) == {"best", "last"}
+    assert job.mlflow is not None
+    run = job.mlflow.run_id
+    until(lambda: stack.mlflow().get_run(run).info.status == "KILLED", 40, "run KILLED")
 
 
 def test_a_killed_api_comes_back_and_the_job_goes_on(stack: Stack, client: CapsClient) -> None:

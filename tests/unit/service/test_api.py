@@ -196,6 +196,7 @@ def test_logs_tell_the_end_of_an_attempt(http: httpx.Client, api: Any) -> None:
     [
         (b'{"model": {"routing": {"iterations": 0}}}', 422, "/model/routing/iterations", "1 to 10"),
         (b'{"init_from": {"job": "no-such-job"}}', 422, "/init_from/job", "the id of a job"),
+        (b'{"labels": {"mlflow.user": "x"}}', 422, "/labels/mlflow.user", "are taken"),
         (b'{"epochs": 1e9}', 422, "/epochs", "1 to 10000"),
         (b'{"epochs": 1000000000}', 422, "/epochs", "1 to 10000"),
         (b'{"epochs": "3"}', 422, "/epochs", "whole number"),
@@ -395,3 +396,10 @@ def test_the_examples_are_valid_answers() -> None:
 def test_the_schema_is_served(http: httpx.Client) -> None:
     schema = http.get("/v1/schema/train").json()
     assert schema["properties"]["epochs"]["maximum"] == 10_000
+
+
+def test_an_unknown_parameter_is_refused_and_not_ignored(http: httpx.Client) -> None:
+    answer = http.get("/v1/jobs", params={"status": "RUNNING"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/query/status"
+    assert "state" in answer.json()["errors"][0]["accepted"]

@@ -214,3 +214,9 @@ def test_presets_are_not_changed_by_settings() -> None:
     before = PRESETS["demo"].model_dump()
     load("demo", ["model.routing.iterations=9", "labels.a=b"])
     assert PRESETS["demo"].model_dump() == before
+
+
+def test_an_error_is_json_where_json_is_asked_for(capsctl: Any) -> None:
+    answer = capsctl("show", "no-such-job", "-o", "json")
+    assert answer.exit_code == 2
+    assert json.loads(answer.stderr)["code"] == "job-not-found"

@@ -32,6 +32,17 @@ def test_a_specification_goes_and_comes_back_whole(client: CapsClient) -> None:
     assert client.submit({"name": "mapping"}).name == "mapping"
 
 
+def test_a_proxy_for_the_world_outside_does_not_stand_between(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with CapsClient(api.url, patience=0) as client:
+        assert client.submit({}).state is State.QUEUED
+
+
 def test_jobs_are_read_over_all_pages(client: CapsClient) -> None:
     ids = [client.submit({"experiment": "paged", "labels": {"k": "v"}}).id for _ in range(5)]
     found = client.jobs(experiment="paged", labels={"k": "v"}, states=["QUEUED"], page_size=2)

@@ -29,6 +29,7 @@ from service.reconcile import (
     StopRay,
     Submit,
     Wait,
+    _first_words,
     reconcile,
     reconcile_waiting,
 )
@@ -448,3 +449,11 @@ def test_whatever_waits_the_decision_is_safe(
         assert not obstacle
     if isinstance(action, Finish) and action.state.terminal:
         assert job.desired is CANCEL
+
+
+def test_the_evidence_is_a_line_and_not_rays_log() -> None:
+    message = (
+        "Job entrypoint command failed with exit code -9, last available logs "
+        "(truncated to 20,000 chars):\n2026-11-22 INFO job_manager.py:581\n"
+    )
+    assert _first_words(message) == "Job entrypoint command failed with exit code -9"

@@ -6,6 +6,7 @@ import torch
 from capsmodel.checkpoint import BadCheckpointError
 from capsmodel.datasets import DataCorruptError, DataMissingError
 from capsmodel.divergence import DivergedError
+from capsmodel.training_state import IncompatibleStateError
 from workers.attempt import Reason
 from workers.failures import classify
 
@@ -19,6 +20,7 @@ from workers.failures import classify
         (DataMissingError("no mnist"), Reason.DATA_MISSING),
         (DataCorruptError("sha256"), Reason.DATA_MISSING),
         (BadCheckpointError("sha256"), Reason.BAD_CHECKPOINT),
+        (IncompatibleStateError("another architecture"), Reason.BAD_CHECKPOINT),
         (RuntimeError("shape mismatch"), Reason.ERROR),
         (ZeroDivisionError(), Reason.ERROR),
         (KeyError("x"), Reason.ERROR),
