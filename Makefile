@@ -3,8 +3,9 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell $(p) -c '' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH_PYTHON ?= python3
 
-.PHONY: help setup run test test-fast test-all lint format bench-start clean
+.PHONY: help setup run test test-fast test-all lint format bench bench-gpu bench-start clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +37,12 @@ lint: $(READY) ## Format, style, types, directions of imports
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## Images/s and memory on the CPU, beside a textbook CapsNet (about 4 minutes)
+	$(BIN)/python -m benchmarks.throughput
+
+bench-gpu: ## The same on a GPU; BENCH_PYTHON needs only torch, numpy and pydantic
+	PYTHONPATH=. $(BENCH_PYTHON) -m benchmarks.throughput --device cuda
 
 bench-start: $(READY) ## From submit to the first training step, beside a bare TorchTrainer job
 	$(BIN)/python -m benchmarks.start_latency

@@ -7,29 +7,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capsmodel.config import CapsNetConfig, TrainingConfig
+    from capsmodel.batch import Batch
+    from capsmodel.capsnet import CapsNet
+    from capsmodel.cnn import Cnn
+    from capsmodel.config import CapsNetConfig, CnnConfig, TrainingConfig
     from capsmodel.datasets import Dataset, load_dataset
-    from capsmodel.model import CapsNet, CapsNetOutput
+    from capsmodel.model import Model, ModelOutput, build_model
     from capsmodel.training import Trainer
 
 _HOME = {
-    "CapsNet": "capsmodel.model",
+    "Batch": "capsmodel.batch",
+    "CapsNet": "capsmodel.capsnet",
     "CapsNetConfig": "capsmodel.config",
-    "CapsNetOutput": "capsmodel.model",
+    "Cnn": "capsmodel.cnn",
+    "CnnConfig": "capsmodel.config",
     "Dataset": "capsmodel.datasets",
+    "Model": "capsmodel.model",
+    "ModelOutput": "capsmodel.model",
     "Trainer": "capsmodel.training",
     "TrainingConfig": "capsmodel.config",
+    "build_model": "capsmodel.model",
     "load_dataset": "capsmodel.datasets",
 }
 
 __version__ = "0.1.0"
 __all__ = [
+    "Batch",
     "CapsNet",
     "CapsNetConfig",
-    "CapsNetOutput",
+    "Cnn",
+    "CnnConfig",
     "Dataset",
+    "Model",
+    "ModelOutput",
     "Trainer",
     "TrainingConfig",
+    "build_model",
     "load_dataset",
 ]
 

@@ -1,11 +1,12 @@
 """Evaluation of a model on a part of a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
 
-from capsmodel.losses import MarginLoss
+from capsmodel.batch import Batch
+from capsmodel.datasets.composition import Composition, Part
+from capsmodel.losses import Loss
 from capsmodel.metrics import Evaluation, RunningMean, measure
 from capsmodel.model import Model
 from capsmodel.precision import Precision, mixed_precision
@@ -18,12 +19,19 @@ class EvaluationInterrupted(Exception):  # noqa: N818  (an event, not an error)
     """The caller wanted to stop in the middle of an evaluation."""
 
 
+def held_out_batches(composition: Composition, part: Part) -> Iterator[Batch]:
+    """All held-out images of a part, bytes, in batches of `BATCH_SIZE`, the same every time."""
+    count = composition.fixed_count(part)
+    for start in range(0, count, BATCH_SIZE):
+        stop = min(start + BATCH_SIZE, count)
+        yield composition.fixed_batch(part, torch.arange(start, stop, device=part.images.device))
+
+
 @torch.no_grad()
 def evaluate(
     model: Model,
-    loss: MarginLoss,
-    images: Tensor,
-    labels: Tensor,
+    loss: Loss,
+    batches: Iterable[Batch],
     precision: Precision,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
@@ -35,33 +43,26 @@ def evaluate(
     Args:
         model: The model; its mode is restored afterwards.
         loss: The training's loss.
-        images: uint8 `[N, C, H, W]`, N >= 1, on the model's device.
-        labels: int64 `[N]`, there too.
+        batches: Bytes and labels on the model's device, at least one batch.
         precision: The training's precision.
         interrupted: Asked before each batch.
 
     Raises:
         EvaluationInterrupted: `interrupted` said so.
     """
-    means = RunningMean(images.device)
+    device = next(model.parameters()).device
+    means = RunningMean(device, model.targets)
     was_training = model.training
     model.eval()
     try:
-        for some_images, some_labels in zip(
-            torch.split(images, BATCH_SIZE), torch.split(labels, BATCH_SIZE), strict=True
-        ):
+        for stored in batches:
             if interrupted():
                 raise EvaluationInterrupted
-            pixels = as_pixels(some_images)
-            with mixed_precision(images.device, precision):
-                output = model.compute(pixels, some_labels)
-            terms = loss(output, pixels, some_labels)
-            means.add(measure(terms, output.lengths, some_labels), len(pixels))
+            batch = stored.as_pixels()
+            with mixed_precision(device, precision):
+                output = model.compute(batch.images, batch.labels)
+            terms = loss(output, batch)
+            means.add(measure(terms, output.lengths, batch.labels), len(batch.labels))
     finally:
         model.train(was_training)
     return means.result()
-
-
-def as_pixels(images: Tensor) -> Tensor:
-    """Bytes as fp32 in [0, 1]."""
-    return images.float() / 255

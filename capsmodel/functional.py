@@ -30,6 +30,26 @@ def squash(s: Tensor, dim: int = -1) -> Tensor:
     return squashed.to(s.dtype)
 
 
+def exponential_squash(s: Tensor, dim: int = -1) -> Tensor:
+    """Shrink vectors to lengths in [0, 1) and keep their directions (Efficient-CapsNet, eq. 2).
+
+    `v = (1 - e^-|s|) s / |s|`: steeper than `squash` near 0, where it is s itself.
+
+    Args:
+        s: Vectors of any shape and any floating dtype; the arithmetic is at least fp32.
+        dim: The axis along which the vectors lie.
+
+    Returns:
+        Tensor of the shape and dtype of `s`.
+    """
+    wide = _widened(s).clamp(-_LARGEST_COMPONENT, _LARGEST_COMPONENT)
+    length = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
+    safe = torch.where(length > 0, length, 1)  # 0 / 0 would give NaN to the gradient
+    factor = torch.where(length > 0, -torch.expm1(-safe) / safe, 1)
+    squashed: Tensor = wide * factor
+    return squashed.to(s.dtype)
+
+
 def lengths(poses: Tensor, dim: int = -1) -> Tensor:
     """Length of every vector: the probability that its entity is present (section 2).
 

@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from capsmodel.losses import LossTerms
+from capsmodel.model import predicted_classes
 
-MEASURES = ("total_loss", "margin_loss", "reconstruction_loss", "accuracy")
-"""Order of the measures in a tensor `[4]`, the form in which they stay on the device."""
+MEASURES = (
+    "total_loss",
+    "classification_loss",
+    "reconstruction_loss",
+    "accuracy",
+    "per_digit_accuracy",
+)
+"""Order of the measures in a tensor `[5]`, the form in which they stay on the device."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,14 @@ class Evaluation:
     """Means over a number of images."""
 
     total_loss: float
-    margin_loss: float
+    classification_loss: float
     reconstruction_loss: float
     """Squared error summed over an image, without its weight; 0 where there is no decoder."""
     accuracy: float
-    """Share of images whose longest capsule is the label's, in [0, 1]."""
+    """Share of images whose longest capsule is the label's, in [0, 1]; where two classes are
+    present, whose two longest capsules are exactly those (section 6)."""
+    per_digit_accuracy: float | None
+    """Share of the classes present that are among the two longest; None with one target."""
     images: int
 
 
@@ -43,7 +53,11 @@ class StepMetrics:
     images_per_s: float
     """Training images a second over the last steps."""
     measures: Tensor
-    """float64 `[4]` in the order of `MEASURES`."""
+    """float64 `[5]` in the order of `MEASURES`."""
+    gradient: Tensor
+    """Length of the gradient (L2, over all weights together) before any clipping; a scalar."""
+    targets: int = 1
+    """Classes present in an image."""
 
     @property
     def total_loss(self) -> float:
@@ -51,7 +65,7 @@ class StepMetrics:
         return self._floats[0]
 
     @property
-    def margin_loss(self) -> float:
+    def classification_loss(self) -> float:
         """Loss of the classification."""
         return self._floats[1]
 
@@ -62,8 +76,18 @@ class StepMetrics:
 
     @property
     def accuracy(self) -> float:
-        """Share of the batch whose longest capsule is the label's, in [0, 1]."""
+        """As in `Evaluation`, of the batch."""
         return self._floats[3]
+
+    @property
+    def per_digit_accuracy(self) -> float | None:
+        """As in `Evaluation`, of the batch."""
+        return self._floats[4] if self.targets > 1 else None
+
+    @property
+    def gradient_norm(self) -> float:
+        """Length of the gradient before any clipping."""
+        return float(self.gradient)
 
     @cached_property
     def _floats(self) -> list[float]:
@@ -111,17 +135,35 @@ class Best:
 
 
 def measure(terms: LossTerms, lengths: Tensor, labels: Tensor) -> Tensor:
-    """The measures of a batch, float64 `[4]` in the order of `MEASURES`, without gradients."""
-    accuracy = (lengths.detach().argmax(dim=1) == labels).double().mean()
-    return torch.stack([*(term.detach().double() for term in terms), accuracy])
+    """The measures of a batch, without gradients.
+
+    Args:
+        terms: Its losses.
+        lengths: `[B, J]`.
+        labels: int64 `[B]` or `[B, T]`.
+
+    Returns:
+        float64 `[5]` in the order of `MEASURES`.
+    """
+    recognised = _recognised(lengths.detach(), labels.view(len(labels), -1))
+    exact = recognised.all(dim=1).double().mean()
+    each = recognised.double().mean()
+    return torch.stack([*(term.detach().double() for term in terms), exact, each])
+
+
+def _recognised(lengths: Tensor, labels: Tensor) -> Tensor:
+    """Whether each of the T classes present is among the T longest capsules, bool `[B, T]`."""
+    predicted = predicted_classes(lengths, labels.shape[1]).view(labels.shape)
+    return (labels.unsqueeze(2) == predicted.unsqueeze(1)).any(dim=2)
 
 
 class RunningMean:
     """Means of measures over batches of different sizes, summed on the device in float64."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, targets: int = 1) -> None:
         self._sums = torch.zeros(len(MEASURES), dtype=torch.float64, device=device)
         self._images = 0
+        self._targets = targets
 
     def add(self, measures: Tensor, images: int) -> None:
         """Add the means over a batch."""
@@ -130,12 +172,16 @@ class RunningMean:
 
     def result(self) -> Evaluation:
         """The means so far; waits for the device."""
-        total, margin, reconstruction, correct = self._sums.tolist()
+        total, classification, reconstruction, exact, each = self._sums.tolist()
+        digits = self._images * self._targets
+        # Whole again before the division, so that equal accuracies are equal.
+        per_digit = round(each * self._targets) / digits if self._targets > 1 else None
         return Evaluation(
             total_loss=total / self._images,
-            margin_loss=margin / self._images,
+            classification_loss=classification / self._images,
             reconstruction_loss=reconstruction / self._images,
-            accuracy=round(correct) / self._images,  # whole again, so that equal ones are equal
+            accuracy=round(exact) / self._images,
+            per_digit_accuracy=per_digit,
             images=self._images,
         )
 

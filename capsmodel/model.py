@@ -1,4 +1,4 @@
-"""The models: what every model offers, and the CapsNet of Sabour et al. 2017 (figures 1 and 2)."""
+"""What every model offers: classes from images, and where it can, images from capsules."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -6,22 +6,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capsmodel.config import MODELS, CapsNetConfig, ModelConfig
-from capsmodel.decoder import Decoder
-from capsmodel.functional import lengths
-from capsmodel.layers import PrimaryCaps, RoutingCaps
-from capsmodel.routing import build_routing
+from capsmodel.config import MODELS, ModelConfig
 
 
-class CapsNetOutput(NamedTuple):
+class ModelOutput(NamedTuple):
     """What a model makes of a batch of images."""
 
     lengths: Tensor
-    """`[B, J]` in [0, 1): the probability of each class; they need not sum to 1."""
-    poses: Tensor
-    """`[B, J, D]`: the capsules of the classes."""
+    """`[B, J]` in [0, 1]: the probability of each class; those of capsules need not sum to 1."""
+    poses: Tensor | None
+    """`[B, J, D]`: the capsules of the classes; None where a model has none."""
     reconstruction: Tensor | None
-    """`[B, C, H, W]` in [0, 1]; None without a decoder."""
+    """`[B, C, H, W]` in [0, 1], with T targets `[B, T, C, H, W]`; None without a decoder."""
+    logits: Tensor | None = None
+    """`[B, J]`, of models whose probabilities come from logits."""
 
 
 class Model(nn.Module, ABC):
@@ -31,14 +29,16 @@ class Model(nn.Module, ABC):
         super().__init__()
         self.image_shape = config.image_shape
         self.classes = config.classes
+        self.targets = config.targets
 
-    def forward(self, images: Tensor, target: Tensor | None = None) -> CapsNetOutput:
+    def forward(self, images: Tensor, target: Tensor | None = None) -> ModelOutput:
         """Classify images and draw them again, after a check of the arguments.
 
         Args:
             images: Floating point `[B, C, H, W]` in [0, 1].
-            target: int64 `[B]`, the class from whose capsule each image is drawn; None draws from
-                the longest capsule.
+            target: int64 `[B]`, the class from whose capsule each image is drawn, or `[B, T]` to
+                draw several; None draws from the longest capsule, from the two longest where two
+                classes are present.
 
         Returns:
             Lengths, poses and reconstructions.
@@ -52,77 +52,33 @@ class Model(nn.Module, ABC):
         return self.compute(images, target)
 
     @abstractmethod
-    def compute(self, images: Tensor, target: Tensor | None = None) -> CapsNetOutput:
+    def compute(self, images: Tensor, target: Tensor | None = None) -> ModelOutput:
         """`forward` without the check, which waits for the device: for a caller that is sure."""
 
     @abstractmethod
     def reconstruct(self, poses: Tensor, target: Tensor) -> Tensor | None:
-        """Images `[B, C, H, W]` from poses `[B, J, D]`, perturbed perhaps; None has no decoder."""
+        """Images from poses `[B, J, D]`, perturbed perhaps; None where there is no decoder.
 
-
-class CapsNet(Model):
-    """Convolution, primary capsules, routed class capsules, decoder (section 4).
-
-    With the default configuration it has 8,215,568 parameters, 1,411,344 of them the decoder's.
-    """
-
-    def __init__(self, config: CapsNetConfig | None = None) -> None:
-        config = config or CapsNetConfig()
-        super().__init__(config)
-        channels, _, _ = config.image_shape
-        self.conv = nn.Conv2d(
-            channels, config.conv_channels, config.conv_kernel, config.conv_stride
-        )
-        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
-        self.primary_caps = PrimaryCaps(
-            config.conv_channels,
-            config.primary_types,
-            config.primary_dim,
-            config.primary_kernel,
-            config.primary_stride,
-        )
-        self.class_caps = RoutingCaps(
-            config.primary_capsules,
-            config.primary_dim,
-            config.classes,
-            config.class_dim,
-            build_routing(config.routing),
-        )
-        self.decoder = (
-            Decoder(config.decoder, config.classes, config.class_dim, config.image_shape)
-            if config.decoder
-            else None
-        )
-
-    def compute(self, images: Tensor, target: Tensor | None = None) -> CapsNetOutput:
-        """`forward` without the check of its arguments."""
-        features = self.conv(images).relu()
-        poses = self.class_caps(self.primary_caps(features))
-        presence = lengths(poses)
-        if target is None:
-            target = presence.argmax(dim=1)
-        return CapsNetOutput(presence, poses, self.reconstruct(poses, target))
-
-    def reconstruct(self, poses: Tensor, target: Tensor) -> Tensor | None:
-        """Images `[B, C, H, W]` drawn from the `target` capsules of poses `[B, J, D]`.
-
-        Args:
-            poses: Class capsules as `forward` returns them, or perturbed ones (section 5.1).
-            target: int64 `[B]`, the class to draw from.
-
-        Returns:
-            Images in [0, 1]; None where the model has no decoder.
+        `[B, C, H, W]` for a target `[B]`, `[B, T, C, H, W]` for `[B, T]`.
         """
-        if self.decoder is None:
-            return None
-        images: Tensor = self.decoder(poses, target)
-        return images
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model reconstructs."""
+        return False
 
 
 def build_model(config: ModelConfig) -> Model:
     """The model that `config` names, with fresh weights from torch's global generator."""
     model: Model = MODELS.implementation(config.type)(config)
     return model
+
+
+def predicted_classes(lengths: Tensor, targets: int) -> Tensor:
+    """The classes with the greatest lengths `[B, J]`: int64 `[B]`, or `[B, T]`, longest first."""
+    if targets == 1:
+        return lengths.argmax(dim=1)
+    return lengths.topk(targets, dim=1).indices
 
 
 def check_images(images: Tensor, image_shape: tuple[int, int, int]) -> None:
@@ -144,10 +100,12 @@ def check_images(images: Tensor, image_shape: tuple[int, int, int]) -> None:
 
 
 def check_target(target: Tensor, batch: int, classes: int) -> None:
-    """Refuse targets that are no int64 `[B]` in 0 .. J-1 with a ValueError."""
-    if target.dtype != torch.int64 or target.shape != (batch,):
+    """Refuse targets that are no int64 `[B]` or `[B, T]` in 0 .. J-1 with a ValueError."""
+    fits = target.dim() in (1, 2) and len(target) == batch and target.numel() > 0
+    if target.dtype != torch.int64 or not fits:
         raise ValueError(
-            f"target is {target.dtype} {list(target.shape)}, expected torch.int64 [{batch}]"
+            f"target is {target.dtype} {list(target.shape)}, expected torch.int64 [{batch}] or "
+            f"[{batch}, T]"
         )
     low, high = (bound.item() for bound in torch.aminmax(target))
     if low < 0 or high >= classes:

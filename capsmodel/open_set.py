@@ -10,7 +10,7 @@ both sides (control plane and workers):
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -20,6 +20,8 @@ from typing import Any, get_args
 from pydantic import (
     BaseModel,
     GetCoreSchemaHandler,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
 )
@@ -41,8 +43,8 @@ class Member:
 
     config: type[BaseModel]
     """Has a field `type: Literal[name]`; its module imports no torch."""
-    implementation: str
-    """`"module:attribute"`, imported only where the member is used."""
+    implementation: str | Callable[..., Any]
+    """`"module:attribute"`, imported only where the member is used; or the thing itself."""
 
 
 class OpenSet:
@@ -56,9 +58,34 @@ class OpenSet:
         self.entry_point_group = entry_point_group
         self.default = default
         self._own = members
+        self._registered: dict[str, Member] = {}
+
+    def register(
+        self, name: str, config: type[BaseModel], implementation: str | Callable[..., Any]
+    ) -> None:
+        """Add a member in this process: for scripts and notebooks that use the library alone.
+
+        Jobs run in other processes; for them a package declares an entry point.
+
+        Raises:
+            ValueError: The name is taken, or the configuration's `type` has another default.
+        """
+        if name in self.members and name not in self._registered:
+            raise ValueError(f"{name!r} is taken: choose another name than {sorted(self.members)}")
+        field = config.model_fields.get("type")
+        if field is None or field.default != name:
+            raise ValueError(
+                f'{config.__name__} needs the field `type: Literal["{name}"] = "{name}"`'
+            )
+        self._registered[name] = Member(config, implementation)
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Our own members, those of installed packages, those registered in this process."""
+        return {**self._installed, **self._registered}
 
     @cached_property
-    def members(self) -> Mapping[str, Member]:
+    def _installed(self) -> dict[str, Member]:
         """Our own members, then those of installed packages; a broken package is left out."""
         found = dict(self._own)
         for point in entry_points(group=self.entry_point_group):
@@ -75,7 +102,10 @@ class OpenSet:
 
     def implementation(self, name: str) -> Any:
         """Import and return what the member `name` stands for."""
-        module, _, attribute = self.members[name].implementation.partition(":")
+        implementation = self.members[name].implementation
+        if not isinstance(implementation, str):
+            return implementation
+        module, _, attribute = implementation.partition(":")
         return getattr(import_module(module), attribute)
 
     def __get_pydantic_core_schema__(
@@ -85,11 +115,27 @@ class OpenSet:
             name: handler.generate_schema(member.config) for name, member in self.members.items()
         }
         union = core_schema.tagged_union_schema(choices, discriminator="type")
-        return core_schema.no_info_wrap_validator_function(self._validate, union)
+        return core_schema.no_info_wrap_validator_function(
+            self._validate,
+            union,
+            serialization=core_schema.wrap_serializer_function_ser_schema(
+                self._serialize, schema=union, info_arg=True
+            ),
+        )
+
+    def _serialize(
+        self, value: Any, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> Any:
+        if value.type in self._registered:  # later than the schema, which does not know it
+            return value.model_dump(mode=info.mode)
+        return handler(value)
 
     def _validate(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         if isinstance(value, dict) and "type" not in value:
             value = {"type": self.default, **value}
+        kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        if isinstance(kind, str) and kind in self._registered:
+            return self._registered[kind].config.model_validate(value)
         try:
             return handler(value)
         except ValidationError as error:

@@ -1,6 +1,8 @@
 """Training: the `Trainer` owns a training's whole state and advances it step by step."""
 
+import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,14 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from capsmodel.batch import Batch
 from capsmodel.callbacks import Callback
 from capsmodel.config import TrainingConfig
 from capsmodel.datasets import Dataset, load_dataset
-from capsmodel.datasets.augmentation import RandomShift
+from capsmodel.datasets.composition import Composition, Part, Shifted
 from capsmodel.datasets.sampler import Sampler
-from capsmodel.datasets.split import hold_out
-from capsmodel.divergence import DivergedError, DivergenceGuard
-from capsmodel.evaluation import EvaluationInterrupted, as_pixels, evaluate
+from capsmodel.datasets.split import choose_per_class, hold_out
+from capsmodel.determinism import deterministic_algorithms
+from capsmodel.divergence import DivergedError, DivergenceGuard, find_culprit
+from capsmodel.evaluation import EvaluationInterrupted, evaluate, held_out_batches
 from capsmodel.losses import build_loss
 from capsmodel.metrics import (
     Best,
@@ -34,6 +38,7 @@ from capsmodel.training_state import restore_state, restore_weights, take_state
 GUARD_STEPS = 50
 """Steps between two looks at the guard against divergence where a look waits for a GPU."""
 
+Split = Literal["train", "validation", "test"]
 Stopped = Literal["completed", "early-stopping", "requested"]
 
 
@@ -64,8 +69,10 @@ class Trainer:
         device: Where the training runs.
         model: The model.
         optimizer: Adam.
-        train_indices: Examples of the training set that are learnt from, int64.
-        validation_indices: Examples of the training set that are held out, int64, perhaps none.
+        composition: How training and validation images are made of the stored pictures.
+        train_indices: Pictures of the training set that are learnt from, int64.
+        validation_indices: Pictures of the training set that are held out, int64, perhaps none.
+        draws: Generator of all that the composition draws at random, on the CPU.
         epoch: Completed epochs.
         step: Completed steps.
         best: The best epoch so far.
@@ -108,8 +115,9 @@ class Trainer:
             fused=True,
         )
         self._place_data()
-        self.sampler = Sampler(self.train_indices, config.batch_size, config.seed, self.device)
-        self.augmentation = RandomShift(config.dataset.max_shift, config.seed)
+        everything = torch.arange(len(self._train_part))
+        self.sampler = Sampler(everything, config.batch_size, config.seed, self.device)
+        self.draws = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
         self.step = 0
         self.best: Best | None = None
@@ -140,13 +148,14 @@ class Trainer:
         self._throughput = Throughput()
         for callback in self.callbacks:
             callback.on_start(self)
-        while (stopped := self._verdict()) is None:
-            if self.sampler.exhausted:
-                self._finish_epoch()
-            else:
-                metrics = self._train_step()
-                for callback in self.callbacks:
-                    callback.on_step(self, metrics)
+        with deterministic_algorithms(self.config.deterministic):
+            while (stopped := self._verdict()) is None:
+                if self.sampler.exhausted:
+                    self._finish_epoch()
+                else:
+                    metrics = self._train_step()
+                    for callback in self.callbacks:
+                        callback.on_step(self, metrics)
         self._stop_requested = False
         return TrainingOutcome(stopped, self.epoch, self.step, self.best)
 
@@ -165,7 +174,23 @@ class Trainer:
         """
         if split == "validation" and not len(self.validation_indices):
             raise ValueError("no validation part: dataset.validation_fraction is 0")
-        return self._evaluate(split)
+        with deterministic_algorithms(self.config.deterministic):
+            return self._evaluate(split)
+
+    def examples(self, split: Split, limit: int) -> Batch:
+        """Images to look at: up to `limit` of a part, evenly spread over it, always the same.
+
+        Args:
+            split: `"train"` gives them without the training's random shifts.
+            limit: At least 1.
+
+        Returns:
+            Bytes and labels on the training's device; the two targets' parts where digits overlap.
+        """
+        part, composition = self._part(split)
+        count = composition.fixed_count(part)
+        chosen = torch.arange(0, count, max(1, count // limit))[:limit]
+        return composition.fixed_batch(part, chosen.to(self.device))
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as tensors and plain Python values; it shares no memory with us.
@@ -173,7 +198,7 @@ class Trainer:
         Raises:
             DivergedError: A loss was not finite, so the weights are not worth keeping.
         """
-        self._guard.check()
+        self._check_guard()
         return take_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -187,7 +212,7 @@ class Trainer:
             IncompatibleStateError: It is the state of another configuration or other data.
         """
         restore_state(self, state)
-        self._guard = DivergenceGuard(self.device)
+        self._reset_guard()
         self._start_clock()
 
     def load_weights(self, state: dict[str, Any]) -> None:
@@ -198,19 +223,92 @@ class Trainer:
         """
         restore_weights(self, state)
 
+    def train_on(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Learn from one batch: forward, backward, a step of Adam at the current learning rate.
+
+        Counts as a step, but takes no part in the epoch: `fit` does the rest.
+
+        Args:
+            batch: Pixels in [0, 1] and labels, on the device.
+
+        Returns:
+            The measures, float64 `[5]` in the order of `metrics.MEASURES`, and the length of the
+            gradient, both still on the device.
+
+        Raises:
+            DivergedError: A loss or the gradient was not finite; on a GPU perhaps some steps ago.
+        """
+        with mixed_precision(self.device, self.config.precision):
+            output = self.model.compute(batch.images, batch.labels)
+        terms = self.loss(output, batch)
+        self.optimizer.zero_grad()
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        gradient_norm = self._clip_gradient()
+        self.step += 1
+        self._recent.append((self.step, batch))
+        self._guard.watch(terms, gradient_norm, self.step)
+        if self.device.type == "cpu" or self.step % GUARD_STEPS == 0:
+            self._check_guard()
+        self.optimizer.step()
+        return measure(terms, output.lengths, batch.labels), gradient_norm
+
+    def _clip_gradient(self) -> Tensor:
+        """Limit the gradient's length as the settings say; returns what it was."""
+        weights = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        limit = self.config.optimizer.max_gradient_norm
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+        return norm
+
     def _place_data(self) -> None:
-        """Split the training set and move what is trained on to the device."""
+        """Split the training set and move its parts to the device."""
+        data, settings, seed = self.dataset, self.config.dataset, self.config.seed
+        labels = data.train_labels
+        kept, self.validation_indices = hold_out(labels, settings.validation_fraction, seed)
+        if settings.per_class is not None:
+            kept = choose_per_class(labels, kept, settings.per_class, seed)
+        self.train_indices = kept
+        self.composition: Composition = data.composition or Shifted(settings.max_shift)
+        self._train_part = self._on_device(data.train_images[kept], labels[kept])
+        held_out = self.validation_indices
+        self._validation_part = self._on_device(data.train_images[held_out], labels[held_out])
+
+    def _on_device(self, images: Tensor, labels: Tensor) -> Part:
+        return Part(images.to(self.device), labels.to(self.device))
+
+    def _part(self, split: Split) -> tuple[Part, Composition]:
+        """A part and what makes its images; the test part is not kept on the device."""
+        if split == "train":
+            return self._train_part, self.composition
+        if split == "validation":
+            return self._validation_part, self.composition
         data = self.dataset
-        self.train_indices, self.validation_indices = hold_out(
-            data.train_labels, self.config.dataset.validation_fraction, self.config.seed
-        )
-        self._train_images = data.train_images.to(self.device)
-        self._train_labels = data.train_labels.to(self.device)
+        return self._on_device(data.test_images, data.test_labels), data.test_composition
 
     def _begin_epoch(self) -> None:
-        self.epoch_means = RunningMean(self.device)
-        self._guard = DivergenceGuard(self.device)
+        self.epoch_means = RunningMean(self.device, self.model.targets)
+        self._reset_guard()
         self._start_clock()
+
+    def _reset_guard(self) -> None:
+        self._guard = DivergenceGuard(self.device)
+        # Set here, fused Adam leaves the weights alone once the guard has tripped.
+        self.optimizer.found_inf = self._guard.tripped  # type: ignore[attr-defined]
+        unseen = 1 if self.device.type == "cpu" else GUARD_STEPS
+        self._recent: deque[tuple[int, Batch]] = deque(maxlen=unseen)
+
+    def _check_guard(self) -> None:
+        """Raise DivergedError, with a diagnosis, if a step was not finite; waits for the device."""
+        found = self._guard.find()
+        if found is None:
+            return
+        term, step = found
+        batch = dict(self._recent).get(step)
+        culprit = None
+        if batch is not None:
+            culprit = find_culprit(self.model, self.loss, batch, self.config.precision)
+        raise DivergedError(term, step, culprit)
 
     def _start_clock(self) -> None:
         self._epoch_started = time.perf_counter()
@@ -227,30 +325,22 @@ class Trainer:
         return "requested" if self._stop_requested else None
 
     def _train_step(self) -> StepMetrics:
-        """One batch: forward, backward, one step of Adam."""
-        images, labels = self._next_batch()
+        """The next batch, and its part in the epoch."""
+        batch = self._next_batch()
         learning_rate = self._set_learning_rate()
-        with mixed_precision(self.device, self.config.precision):
-            output = self.model.compute(images, labels)
-        terms = self.loss(output, images, labels)
-        measures = measure(terms, output.lengths, labels)
-        self.step += 1
-        self._guard.watch(measures, self.step)
-        if self.device.type == "cpu" or self.step % GUARD_STEPS == 0:
-            self._guard.check()
-        self.optimizer.zero_grad()
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.epoch_means.add(measures, len(images))
-        self._epoch_images += len(images)
-        rate = self._throughput.add(len(images))
-        return StepMetrics(self.step, self.epoch, learning_rate, rate, measures)
+        measures, gradient_norm = self.train_on(batch)
+        images = len(batch.labels)
+        self.epoch_means.add(measures, images)
+        self._epoch_images += images
+        rate = self._throughput.add(images)
+        return StepMetrics(
+            self.step, self.epoch, learning_rate, rate, measures, gradient_norm, self.model.targets
+        )
 
-    def _next_batch(self) -> tuple[Tensor, Tensor]:
-        """Images fp32 `[B, C, H, W]` in [0, 1] and labels int64 `[B]`."""
+    def _next_batch(self) -> Batch:
+        """Pixels in [0, 1] and labels, on the device."""
         indices = self.sampler.next_batch()
-        images = self.augmentation(self._train_images[indices])
-        return as_pixels(images), self._train_labels[indices]
+        return self.composition.training_batch(self._train_part, indices, self.draws).as_pixels()
 
     def _set_learning_rate(self) -> float:
         factor = learning_rate_factor(self.config.schedule, self.step, self.total_steps)
@@ -261,7 +351,7 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Evaluate, judge and count the epoch, and begin the next; nothing if interrupted."""
-        self._guard.check()
+        self._check_guard()
         train = self.epoch_means.result()
         images_per_s = self._epoch_images / (time.perf_counter() - self._epoch_started)
         try:
@@ -290,22 +380,16 @@ class Trainer:
             return None
         return self._evaluate("validation", interruptible=True)
 
-    def _evaluate(self, split: str, interruptible: bool = False) -> Evaluation:
-        if split == "test":
-            images = self.dataset.test_images.to(self.device)
-            labels = self.dataset.test_labels.to(self.device)
-        else:
-            indices = self.validation_indices.to(self.device)
-            images, labels = self._train_images[indices], self._train_labels[indices]
+    def _evaluate(self, split: Split, interruptible: bool = False) -> Evaluation:
+        part, composition = self._part(split)
         evaluation = evaluate(
             self.model,
             self.loss,
-            images,
-            labels,
+            held_out_batches(composition, part),
             self.config.precision,
             interrupted=lambda: interruptible and self._stop_requested,
         )
-        if not torch.tensor(evaluation.total_loss).isfinite():
+        if not math.isfinite(evaluation.total_loss):
             raise DivergedError(f"{split} loss", self.step)
         return evaluation
 
@@ -322,9 +406,10 @@ class Trainer:
 
 def _check_dataset(dataset: Dataset, config: TrainingConfig) -> None:
     model = config.model
-    if dataset.image_shape != tuple(model.image_shape) or dataset.classes != model.classes:
+    has = (dataset.image_shape, dataset.classes, dataset.targets)
+    takes = (tuple(model.image_shape), model.classes, model.targets)
+    if has != takes:
         raise ValueError(
-            f"data set {dataset.name!r} has images {list(dataset.image_shape)} of "
-            f"{dataset.classes} classes, the model takes {list(model.image_shape)} of "
-            f"{model.classes}"
+            f"data set {dataset.name!r} has images {list(has[0])} of {has[1]} classes with "
+            f"{has[2]} targets each, the model takes {list(takes[0])} of {takes[1]} with {takes[2]}"
         )

@@ -13,7 +13,7 @@ from capsmodel.metrics import Best
 if TYPE_CHECKING:
     from capsmodel.training import Trainer
 
-FORMAT = 1
+FORMAT = 2
 MAY_DIFFER = {"epochs", "early_stopping"}
 """Settings that only say when to end: a state may be loaded into a training with others."""
 
@@ -41,7 +41,7 @@ def take_state(trainer: "Trainer") -> dict[str, Any]:
         "model": dict(trainer.model.state_dict()),
         "optimizer": trainer.optimizer.state_dict(),
         "sampler": trainer.sampler.state_dict(),
-        "augmentation": trainer.augmentation.state_dict(),
+        "draws": trainer.draws.get_state(),
         "epoch_means": trainer.epoch_means.state_dict(),
         "rng_cpu": torch.get_rng_state(),
         "rng_cuda": _cuda_rng_state(trainer.device),
@@ -60,7 +60,7 @@ def restore_state(trainer: "Trainer", state: dict[str, Any]) -> None:
     restore_weights(trainer, state)
     trainer.optimizer.load_state_dict(_copy(state["optimizer"]))
     trainer.sampler.load_state_dict(state["sampler"])
-    trainer.augmentation.load_state_dict(state["augmentation"])
+    trainer.draws.set_state(state["draws"])
     trainer.epoch_means.load_state_dict(state["epoch_means"])
     trainer.epoch = state["epoch"]
     trainer.step = state["step"]

@@ -31,6 +31,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+REPOSITORY = Path(__file__).parents[1]
 POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
 
 
@@ -163,3 +164,15 @@ def _until(condition: object, seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder that holds mnist/; tests that need the whole MNIST skip without it."""
+    candidates = [REPOSITORY.parent / "shared" / "data"]
+    if "CAPS_DATA_DIR" in os.environ:
+        candidates.insert(0, Path(os.environ["CAPS_DATA_DIR"]))
+    for folder in candidates:
+        if (folder / "mnist").is_dir():
+            return folder
+    pytest.skip("the whole MNIST is in neither CAPS_DATA_DIR nor ../shared/data")

@@ -51,7 +51,8 @@ HINTS: dict[Reason, str] = {
     Reason.DEADLINE: "raise max_runtime_s, or lower epochs",
     Reason.DIVERGED: "lower optimizer.learning_rate or add schedule.warmup_steps",
     Reason.OUT_OF_MEMORY: "lower batch_size, or ask for a worker with more memory",
-    Reason.DATA_MISSING: "put the data set's files below CAPS_DATA_DIR on every node",
+    Reason.DATA_MISSING: "put the data set's files below CAPS_DATA_DIR on every node, or let "
+    "its nodes reach a mirror (CAPS_DATA_MIRROR)",
     Reason.BAD_CHECKPOINT: "choose another checkpoint in init_from",
     Reason.VERSION_MISMATCH: "install the same release on the control plane and on every node",
     Reason.ERROR: "the traceback stands in the job's log",

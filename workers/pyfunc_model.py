@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from capsmodel.config import MODELS, ModelConfig
-from capsmodel.model import build_model
+from capsmodel.model import build_model, predicted_classes
 
 
 class CapsNetModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -32,16 +32,18 @@ class CapsNetModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Images `[N, C, H, W]`, float32 in [0, 1], to a dictionary of arrays.
 
         Returns:
-            `classes` int64 [N], the longest capsule; `lengths` [N, J]; `poses` [N, J, D];
-            `reconstruction` [N, C, H, W], drawn from the longest capsule.
+            `classes` int64 [N], the longest capsule, with T targets [N, T], longest first;
+            `lengths` [N, J]; of a CapsNet also `poses` [N, J, D] and `reconstruction` [N, C, H, W],
+            with T targets [N, T, C, H, W], drawn from the capsules of `classes`.
         """
         images = torch.from_numpy(np.ascontiguousarray(model_input, dtype=np.float32))
         output = self.net(images)
         answer = {
-            "classes": output.lengths.argmax(dim=1).numpy(),
+            "classes": predicted_classes(output.lengths, self.net.targets).numpy(),
             "lengths": output.lengths.numpy(),
-            "poses": output.poses.numpy(),
         }
+        if output.poses is not None:
+            answer["poses"] = output.poses.numpy()
         if output.reconstruction is not None:
             answer["reconstruction"] = output.reconstruction.numpy()
         return answer

@@ -9,7 +9,7 @@ from typing import Literal
 from capsmodel.callbacks import Callback
 from capsmodel.checkpoint import CheckpointFolder, CheckpointInfo
 from capsmodel.metrics import MEASURES, EpochMetrics, Evaluation, StepMetrics
-from capsmodel.training import Trainer
+from capsmodel.training import Split, Trainer
 from workers import uploads
 from workers.artifacts import Artifact, View
 from workers.attempt import AttemptFolder, Progress
@@ -78,22 +78,21 @@ class Reporter(Callback):
         self._write(trainer)
         logger.info("%s", _in_words(metrics, trainer))
         if metrics.epoch < self._spec.epochs:
-            part: Literal["validation", "train"] = "validation" if metrics.validation else "train"
-            self.pictures(trainer, part, metrics.epoch)
+            self.pictures(trainer, "validation" if metrics.validation else "train", metrics.epoch)
 
     def phase(self, name: Literal["training", "evaluating", "finishing"], trainer: Trainer) -> None:
         """Tell what is being done now."""
         self._progress.phase = name
         self._write(trainer)
 
-    def pictures(
-        self, trainer: Trainer, part: Literal["train", "validation", "test"], epoch: int
-    ) -> list[Path]:
+    def pictures(self, trainer: Trainer, part: Split, epoch: int) -> list[Path]:
         """Make the pictures that are due and hand them on; a failing one stops nothing."""
-        due = [a for a in self._artifacts if part == "test" or a.due(epoch)]
+        fitting = [artifact for artifact in self._artifacts if artifact.suits(trainer.model)]
+        due = [artifact for artifact in fitting if part == "test" or artifact.due(epoch)]
         if not due:
             return []
-        view, made = _view(trainer, part, epoch), []
+        examples = trainer.examples(part, MAX_PICTURED_IMAGES)
+        view, made = View(trainer.model, examples, part, epoch), []
         for artifact in due:
             try:
                 picture = artifact.make(view)
@@ -115,6 +114,7 @@ class Reporter(Callback):
     def _tell_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
         values = {f"train/{name}": value for name, value in measures_of(metrics).items()}
         values["train/learning_rate"] = metrics.learning_rate
+        values["train/gradient_norm"] = metrics.gradient_norm
         values["speed/images_per_s"] = metrics.images_per_s
         self._tracker.log(values, metrics.step)
         progress = self._progress
@@ -135,28 +135,10 @@ class Reporter(Callback):
             logger.warning("the progress can't be written just now", exc_info=True)
 
 
-def _view(trainer: Trainer, part: Literal["train", "validation", "test"], epoch: int) -> View:
-    dataset = trainer.dataset
-    if part == "test":
-        images, labels = dataset.test_images, dataset.test_labels
-    else:
-        chosen = trainer.validation_indices if part == "validation" else trainer.train_indices
-        chosen = chosen.to(dataset.train_images.device)
-        images, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
-    # Evenly spread: a set that is sorted by class shows every class all the same.
-    stride = max(1, len(labels) // MAX_PICTURED_IMAGES)
-    return View(
-        trainer.model,
-        images[::stride].to(trainer.device),
-        labels[::stride].to(trainer.device),
-        part,
-        epoch,
-    )
-
-
 def measures_of(metrics: Evaluation | StepMetrics) -> dict[str, float]:
-    """Losses and accuracy by name; waits for the device."""
-    return {name: float(getattr(metrics, name)) for name in MEASURES}
+    """Losses and accuracies by name, those that apply; waits for the device."""
+    values = {name: getattr(metrics, name) for name in MEASURES}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:

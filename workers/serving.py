@@ -57,12 +57,13 @@ def _signature(config: ModelConfig):  # type: ignore[no-untyped-def]
 
     real, whole = np.dtype("float32"), np.dtype("int64")
     images = (-1, *config.image_shape)
+    each = (-1,) if config.targets == 1 else (-1, config.targets)
     outputs = [
-        TensorSpec(whole, (-1,), "classes"),
+        TensorSpec(whole, each, "classes"),
         TensorSpec(real, (-1, config.classes), "lengths"),
     ]
     if isinstance(config, CapsNetConfig):
         outputs.append(TensorSpec(real, (-1, config.classes, config.class_dim), "poses"))
         if config.decoder is not None:
-            outputs.append(TensorSpec(real, images, "reconstruction"))
+            outputs.append(TensorSpec(real, (*each, *config.image_shape), "reconstruction"))
     return ModelSignature(Schema([TensorSpec(real, images)]), Schema(outputs))

@@ -1,17 +1,17 @@
-"""All that a worker can run, as Pydantic models. Imports only `capsmodel.config`."""
+"""All that a worker can run, as Pydantic models. Of the library it imports settings alone."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from capsmodel import presets
 from capsmodel.config import (
     CapsNetConfig,
     Config,
     CosineScheduleConfig,
     DecoderConfig,
-    ExponentialScheduleConfig,
     Mnist5kConfig,
-    MnistConfig,
+    MultiMnistConfig,
     OptimizerConfig,
     TrainingConfig,
 )
@@ -82,6 +82,26 @@ class ReconstructionSheetConfig(ArtifactConfig):
     """Images on the sheet, failures included."""
 
 
+class PerturbationSheetConfig(ArtifactConfig):
+    """What each dimension of a capsule draws (figure 4): one row a dimension, eleven columns."""
+
+    type: Literal["perturbation-sheet"] = "perturbation-sheet"
+    every_epochs: int | None = Field(default=None, ge=1, le=10_000)
+    """A sheet after every so many epochs; None makes it at the end alone."""
+    largest: float = Field(default=0.25, gt=0, le=1)
+    """The columns go from minus this to plus this, added to the dimension."""
+
+
+class OverlapSheetConfig(ArtifactConfig):
+    """Overlapping digits told apart (figure 5): input, and both reconstructions in two colours."""
+
+    type: Literal["overlap-sheet"] = "overlap-sheet"
+    every_epochs: int = Field(default=1, ge=1, le=10_000)
+    """A sheet of the validation part after every so many epochs; the last is of the test set."""
+    columns: int = Field(default=16, ge=2, le=40)
+    """Images on the sheet, failures included."""
+
+
 ARTIFACTS = OpenSet(
     "workers.artifacts",
     default="reconstruction-sheet",
@@ -90,6 +110,10 @@ ARTIFACTS = OpenSet(
             ReconstructionSheetConfig,
             "workers.artifacts.reconstruction_sheet:ReconstructionSheet",
         ),
+        "perturbation-sheet": Member(
+            PerturbationSheetConfig, "workers.artifacts.perturbation_sheet:PerturbationSheet"
+        ),
+        "overlap-sheet": Member(OverlapSheetConfig, "workers.artifacts.overlap_sheet:OverlapSheet"),
     },
 )
 
@@ -132,7 +156,8 @@ class TrainSpec(TrainingConfig):
     resources: ResourcesConfig = ResourcesConfig()
     artifacts: Annotated[
         tuple[Annotated[ArtifactConfig, ARTIFACTS], ...], Field(max_length=20, strict=False)
-    ] = (ReconstructionSheetConfig(),)
+    ] = (ReconstructionSheetConfig(), PerturbationSheetConfig(), OverlapSheetConfig())
+    """Pictures for MLflow; one that says nothing about the model at hand is left out."""
     checkpoint_every_s: int = Field(default=300, ge=1, le=86_400)
     """Seconds between checkpoints within an epoch; the end of each epoch leaves one anyway."""
     init_from: InitFrom | None = None
@@ -149,30 +174,46 @@ class TrainSpec(TrainingConfig):
         return TrainingConfig(**{name: getattr(self, name) for name in TrainingConfig.model_fields})
 
 
-_DEMO = TrainSpec(
-    name="demo",
-    description="A thin CapsNet on 5,000 real digits: a look at the whole system in two minutes.",
-    experiment="demo",
-    dataset=Mnist5kConfig(),
-    model=CapsNetConfig(
-        conv_channels=64, primary_types=8, decoder=DecoderConfig(hidden=(256, 512))
+def _named(name: str, description: str, training: TrainingConfig) -> TrainSpec:
+    """A training of the library's presets as a job."""
+    settings = {field: getattr(training, field) for field in TrainingConfig.model_fields}
+    return TrainSpec(name=name, description=description, experiment=name, **settings)
+
+
+_THIN = CapsNetConfig(conv_channels=64, primary_types=8, decoder=DecoderConfig(hidden=(256, 512)))
+"""A net that learns digits in a minute on two cores."""
+
+PRESETS: dict[str, TrainSpec] = {
+    "demo": TrainSpec(
+        name="demo",
+        description="A thin CapsNet on 5,000 real digits: the whole system in two minutes.",
+        experiment="demo",
+        dataset=Mnist5kConfig(),
+        model=_THIN,
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        schedule=CosineScheduleConfig(warmup_steps=100),
+        epochs=14,
+        batch_size=32,
+        precision="bf16",
     ),
-    optimizer=OptimizerConfig(learning_rate=3e-3),
-    schedule=CosineScheduleConfig(warmup_steps=100),
-    epochs=14,
-    batch_size=32,
-    precision="bf16",
-)
-
-_PAPER = TrainSpec(
-    name="paper",
-    description="The paper's net on the whole of MNIST, with the authors' learning rate.",
-    experiment="paper",
-    dataset=MnistConfig(),
-    schedule=ExponentialScheduleConfig(),
-    epochs=640,
-    batch_size=128,
-)
-
-PRESETS: dict[str, TrainSpec] = {"demo": _DEMO, "paper": _PAPER}
+    "demo-multimnist": TrainSpec(
+        name="demo-multimnist",
+        description="A thin CapsNet on pairs of overlapping digits, told apart and drawn apart.",
+        experiment="demo",
+        dataset=MultiMnistConfig(),
+        model=_THIN,
+        optimizer=OptimizerConfig(learning_rate=3e-3, max_gradient_norm=1.0),
+        schedule=CosineScheduleConfig(warmup_steps=200),
+        epochs=3,
+        batch_size=64,
+        precision="bf16",
+    ),
+    "paper": _named("paper", "The paper's net on the whole of MNIST.", presets.PAPER),
+    "official": _named("official", "All as in the authors' code, on MNIST.", presets.OFFICIAL),
+    "baseline": _named("baseline", "The paper's CNN on the whole of MNIST.", presets.BASELINE),
+    "multimnist": _named("multimnist", "The paper's net on MultiMNIST.", presets.MULTIMNIST),
+    "multimnist-baseline": _named(
+        "multimnist-baseline", "The paper's CNN on MultiMNIST.", presets.MULTIMNIST_BASELINE
+    ),
+}
 """Complete specifications by name: `capsctl submit demo`."""

@@ -54,6 +54,7 @@ def log_dataset(name: str, dataset: Dataset) -> Call:
         tags = [
             InputTag("mlflow.data.context", "training"),
             InputTag("images", f"{len(dataset.train_images)} + {len(dataset.test_images)}"),
+            *(InputTag(name, f"{value:.4f}") for name, value in dataset.facts.items()),
         ]
         client.log_inputs(run_id, [DatasetInput(meta._to_mlflow_entity(), tags)])
 
@@ -105,7 +106,7 @@ def log_summary(metrics: dict[str, float], outcome: TrainingOutcome, sheets: lis
         begun, _, _ = note.partition("\n\n## Results")
         results = "\n".join(
             f"- {weights} weights: test accuracy **{100 * metrics[f'{prefix}/accuracy']:.2f} %**, "
-            f"loss {metrics[f'{prefix}/total_loss']:.4f}"
+            f"{_per_digit(metrics, prefix)}loss {metrics[f'{prefix}/total_loss']:.4f}"
             for weights, prefix in (("best", "test"), ("last", "test_last"))
         )
         ended = f"Ended after epoch {outcome.epoch}, step {outcome.step} ({outcome.stopped})."
@@ -118,6 +119,12 @@ def log_summary(metrics: dict[str, float], outcome: TrainingOutcome, sheets: lis
         client.set_tag(run_id, NOTE, "\n\n".join(parts))
 
     return call
+
+
+def _per_digit(metrics: dict[str, float], prefix: str) -> str:
+    """Where two digits overlap, accuracy is that both are recognised; this is each one's."""
+    share = metrics.get(f"{prefix}/per_digit_accuracy")
+    return "" if share is None else f"per digit {100 * share:.2f} %, "
 
 
 def commit() -> str:

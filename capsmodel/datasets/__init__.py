@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from capsmodel.config import DATASETS, DatasetConfig
+from capsmodel.datasets.composition import Composition, Part, Shifted
 
 
 class DataMissingError(FileNotFoundError):
@@ -26,6 +27,8 @@ class DataCorruptError(ValueError):
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled images, a part to learn from and a part to test; whole in memory, as bytes.
+
+    The stored pictures are the images that a model sees, unless a composition makes these of them.
 
     Raises:
         ValueError: The tensors do not fit together.
@@ -41,25 +44,42 @@ class Dataset:
     test_labels: Tensor
     """int64 `[M]`."""
     classes: int
+    composition: Composition | None = None
+    """How training and validation images are made of the stored ones; None shifts them in training
+    by up to `max_shift` of the set's settings."""
+    test_composition: Composition = field(default_factory=Shifted)
+    """How test images are made of the stored ones; by default they are those."""
+    targets: int = 1
+    """Classes present in an image."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """What else is worth knowing about the data, by name: shown with a job's results."""
     sha256: str = field(init=False)
-    """Digest of all images and labels: identifies the data."""
+    """Digest of all images and labels and of the compositions: identifies the data."""
 
     def __post_init__(self) -> None:
         _check_part("train", self.train_images, self.train_labels, self.classes)
         _check_part("test", self.test_images, self.test_labels, self.classes)
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+        test_shape = _shape(self.test_images, self.test_composition)
+        if self.image_shape != test_shape:
             raise ValueError(
-                f"train images are {list(self.train_images.shape[1:])}, "
-                f"test images {list(self.test_images.shape[1:])}"
+                f"train images are {list(self.image_shape)}, test images {list(test_shape)}"
             )
         parts = (self.train_images, self.train_labels, self.test_images, self.test_labels)
-        object.__setattr__(self, "sha256", _digest(parts))
+        made = (
+            self.composition.identity if self.composition else "",
+            self.test_composition.identity,
+        )
+        object.__setattr__(self, "sha256", _digest(parts, "".join(made)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        _, channels, height, width = self.train_images.shape
-        return channels, height, width
+        """Channels, height and width of the images that a model sees."""
+        return _shape(self.train_images, self.composition or Shifted())
+
+    @property
+    def test_part(self) -> Part:
+        """The stored test pictures."""
+        return Part(self.test_images, self.test_labels)
 
 
 def load_dataset(config: DatasetConfig, data_dir: Path | None = None) -> Dataset:
@@ -94,8 +114,13 @@ def _check_part(part: str, images: Tensor, labels: Tensor, classes: int) -> None
         raise ValueError(f"{part} labels go from {low} to {high}, expected 0 to {classes - 1}")
 
 
-def _digest(tensors: tuple[Tensor, ...]) -> str:
-    digest = hashlib.sha256()
+def _shape(stored: Tensor, composition: Composition) -> tuple[int, int, int]:
+    _, channels, height, width = stored.shape
+    return composition.image_shape((channels, height, width))
+
+
+def _digest(tensors: tuple[Tensor, ...], identity: str) -> str:
+    digest = hashlib.sha256(identity.encode())
     for tensor in tensors:
         digest.update(str(list(tensor.shape)).encode())
         digest.update(tensor.cpu().contiguous().numpy().data)

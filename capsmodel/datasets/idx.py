@@ -4,7 +4,6 @@ import gzip
 import math
 import struct
 import zlib
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,19 +13,20 @@ from capsmodel.datasets import DataCorruptError
 UNSIGNED_BYTE = 0x08
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a file, decompressed where its name ends in `.gz`.
+def decompress(stored: bytes, name: str) -> bytes:
+    """Content of a gzip file.
+
+    Args:
+        stored: The whole file.
+        name: Names the file in errors.
 
     Raises:
-        DataCorruptError: The gzip container is damaged.
+        DataCorruptError: It is no gzip file, or damaged.
     """
-    content = path.read_bytes()
-    if path.suffix != ".gz":
-        return content
     try:
-        return gzip.decompress(content)
+        return gzip.decompress(stored)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataCorruptError(f"{path} is no whole gzip file: {error}") from error
+        raise DataCorruptError(f"{name} is no whole gzip file: {error}") from error
 
 
 def parse_idx(content: bytes, axes: int, name: str) -> Tensor:

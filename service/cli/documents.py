@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from capsmodel.config.training import FROM_DATASET
 from service.cli.output import InputError
-from workers.specs import PRESETS
+from workers.specs import PRESETS, TrainSpec
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,7 +60,7 @@ def _read(source: str) -> dict[str, Any]:
     if Path(source).is_file():
         return _parse(Path(source).read_text(errors="replace"), source)
     if source in PRESETS:
-        return PRESETS[source].model_dump(mode="json", by_alias=True)
+        return _preset(PRESETS[source])
     close = get_close_matches(source, PRESETS, n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
     raise InputError(
@@ -111,3 +112,16 @@ def _key(place: Any, part: str, path: list[str]) -> str | int:
     if not part.isdecimal() or int(part) >= len(place):
         raise InputError(f"--set {'.'.join(path)}: the list has {len(place)} items, from 0")
     return int(part)
+
+
+def _preset(spec: TrainSpec) -> dict[str, Any]:
+    """A preset as a document on which `--set dataset.type=...` works.
+
+    What the data set decides (its own defaults, the images' shape) is left out.
+    """
+    document = spec.model_dump(mode="json", by_alias=True)
+    stated = spec.dataset.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    document["dataset"] = {"type": spec.dataset.type, **stated}
+    for name in FROM_DATASET:
+        document["model"].pop(name)
+    return document

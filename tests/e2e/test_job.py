@@ -71,7 +71,7 @@ def test_the_run_has_every_kind_of_metric(stack: Stack, done: JobView) -> None:
     assert done.mlflow is not None
     metrics = stack.mlflow().get_run(done.mlflow.run_id).data.metrics
     for part in ("train", "val", "test", "test_last"):
-        for measure in ("total_loss", "margin_loss", "reconstruction_loss", "accuracy"):
+        for measure in ("total_loss", "classification_loss", "reconstruction_loss", "accuracy"):
             assert f"{part}/{measure}" in metrics
     assert metrics["speed/images_per_s"] > 0
     assert 0 < metrics["train/learning_rate"] <= 3e-3
@@ -133,11 +133,11 @@ def test_a_job_continues_from_another_jobs_weights(client: CapsClient, done: Job
 
 
 def test_missing_data_fails_with_a_reason_and_a_hint(client: CapsClient) -> None:
-    spec = TINY | {"dataset": {"type": "mnist"}}
+    spec = TINY | {"dataset": {"type": "fashion-mnist"}}
     job = client.wait(client.submit(spec).id, timeout=120)
     assert job.state is State.FAILED
     assert job.reason == "data-missing"
-    assert "no-data/mnist" in job.evidence
+    assert "data/fashion-mnist" in job.evidence
     assert job.hint
     assert "CAPS_DATA_DIR" in job.hint
 

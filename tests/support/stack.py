@@ -42,12 +42,19 @@ class Stack:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.data = home / "data"
         self.environment = {
             **{k: v for k, v in os.environ.items() if k != "CAPS_URL"},
             "CAPS_HOME": str(home),
-            "CAPS_DATA_DIR": str(home / "no-data"),
+            "CAPS_DATA_DIR": str(self.data),
+            "CAPS_OFFLINE": "1",
         }
         self.log = home / "test-up.log"
+
+    def provide(self, name: str, folder: Path) -> None:
+        """Let the stack's jobs find a data set that this machine has."""
+        self.data.mkdir(exist_ok=True)
+        (self.data / name).symlink_to(folder)
 
     def up(self) -> None:
         """Start, and wait until it says that all is ready."""

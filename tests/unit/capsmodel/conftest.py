@@ -1,8 +1,6 @@
 """A tiny net and a tiny data set, on which a training step takes milliseconds."""
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +8,6 @@ import torch
 
 from capsmodel.config import CapsNetConfig, DecoderConfig, Mnist5kConfig, TrainingConfig
 from capsmodel.datasets import Dataset
-
-REPOSITORY = Path(__file__).parents[3]
 
 TINY_NET = CapsNetConfig(
     conv_channels=4,
@@ -73,15 +69,3 @@ def tiny_dataset() -> Dataset:
         test_labels=torch.arange(30) % 10,
         classes=10,
     )
-
-
-@pytest.fixture(scope="session")
-def mnist_folder() -> Path:
-    """The folder that holds mnist/; tests that need the whole MNIST skip without it."""
-    candidates = [REPOSITORY.parent / "shared" / "data"]
-    if "CAPS_DATA_DIR" in os.environ:
-        candidates.insert(0, Path(os.environ["CAPS_DATA_DIR"]))
-    for folder in candidates:
-        if (folder / "mnist").is_dir():
-            return folder
-    pytest.skip("the whole MNIST is in neither CAPS_DATA_DIR nor ../shared/data")

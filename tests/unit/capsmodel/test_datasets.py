@@ -1,25 +1,27 @@
-"""IDX parsing, MNIST and its checksums, the 5,000 digits, and `Dataset` itself."""
+"""IDX parsing, MNIST and Fashion-MNIST with their checks, the 5,000 digits, `Dataset` itself."""
 
 import gzip
 import hashlib
 import shutil
 import struct
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from capsmodel.config import Mnist5kConfig, MnistConfig
+from capsmodel.config import FashionMnistConfig, Mnist5kConfig, MnistConfig
 from capsmodel.datasets import (
     DataCorruptError,
     DataMissingError,
     Dataset,
+    fashion_mnist,
     load_dataset,
     mnist,
     mnist_5k,
 )
-from capsmodel.datasets.idx import parse_idx, read_bytes
+from capsmodel.datasets.idx import decompress, parse_idx
 
 
 def idx(shape: tuple[int, ...], values: bytes, kind: int = 0x08) -> bytes:
@@ -50,19 +52,33 @@ class TestIdx:
         with pytest.raises(DataCorruptError, match=message):
             parse_idx(content, 1, "labels")
 
-    def test_reads_plain_and_compressed_files(self, tmp_path) -> None:
-        (tmp_path / "plain").write_bytes(b"digits")
-        (tmp_path / "packed.gz").write_bytes(gzip.compress(b"digits"))
-        assert read_bytes(tmp_path / "plain") == read_bytes(tmp_path / "packed.gz") == b"digits"
+    def test_decompresses(self) -> None:
+        assert decompress(gzip.compress(b"digits"), "file.gz") == b"digits"
 
-    @pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"digits")[:-9], b""])
-    def test_refuses_damaged_gzip_files(self, tmp_path, content) -> None:
-        (tmp_path / "file.gz").write_bytes(content)
-        if content:
-            with pytest.raises(DataCorruptError, match=r"file\.gz is no whole gzip file"):
-                read_bytes(tmp_path / "file.gz")
-        else:
-            assert read_bytes(tmp_path / "file.gz") == b""  # then refused for its magic number
+    @pytest.mark.parametrize(
+        "content", [b"no gzip", gzip.compress(b"digits")[:-9], gzip.compress(b"digits")[:-1] + b"x"]
+    )
+    def test_refuses_damaged_gzip_files(self, content) -> None:
+        with pytest.raises(DataCorruptError, match=r"file\.gz is no whole gzip file"):
+            decompress(content, "file.gz")
+
+
+def write_idx_set(folder: Path, train: bytes, test: bytes) -> dict[str, bytes]:
+    """Write the plain files of a set with these labels and other pixels in every image."""
+    folder.mkdir()
+    files = {}
+    for name, labels in (("train", train), ("t10k", test)):
+        count = len(labels)
+        pixels = bytes(i % 251 for i in range(count * 784))
+        files[f"{name}-images-idx3-ubyte"] = idx((count, 28, 28), pixels)
+        files[f"{name}-labels-idx1-ubyte"] = idx((count,), labels)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return files
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
 class TestMnist:
@@ -76,13 +92,18 @@ class TestMnist:
         assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
         assert data.image_shape == (1, 28, 28)
 
-    def test_missing_files_are_named_with_the_folder_and_a_hint(self, tmp_path) -> None:
+    def test_a_complete_folder_is_only_read(self, small_mnist) -> None:
+        before = sorted((small_mnist / "mnist").iterdir())
+        load_dataset(MnistConfig(), small_mnist)
+        assert sorted((small_mnist / "mnist").iterdir()) == before
+
+    def test_missing_files_are_named_with_the_folder_and_a_hint(self, tmp_path, no_mirrors) -> None:
         with pytest.raises(DataMissingError) as caught:
             load_dataset(MnistConfig(), tmp_path)
-        for part in (str(tmp_path / "mnist"), *mnist.MD5, "CAPS_DATA_DIR", "mnist-5k"):
+        for part in (str(tmp_path / "mnist"), *mnist.MNIST.md5, "CAPS_DATA_DIR", "mnist-5k"):
             assert part in str(caught.value)
 
-    def test_the_folder_comes_from_the_environment(self, tmp_path, monkeypatch) -> None:
+    def test_the_folder_comes_from_the_environment(self, tmp_path, monkeypatch, no_mirrors) -> None:
         monkeypatch.setenv("CAPS_DATA_DIR", str(tmp_path / "elsewhere"))
         with pytest.raises(DataMissingError, match="elsewhere/mnist"):
             load_dataset(MnistConfig())
@@ -105,20 +126,72 @@ class TestMnist:
         assert torch.equal(plain.train_images, compressed.train_images)
 
     @pytest.fixture
+    def no_mirrors(self, monkeypatch) -> None:
+        monkeypatch.delenv("CAPS_DATA_MIRROR", raising=False)
+        monkeypatch.setattr(mnist, "MNIST", replace(mnist.MNIST, mirrors=()))
+
+    @pytest.fixture
     def small_mnist(self, tmp_path, monkeypatch) -> Path:
         """A data folder with MNIST's files, 20 + 10 images, under checksums of their own."""
-        folder = tmp_path / "mnist"
-        folder.mkdir()
-        for name, count in (("train", 20), ("t10k", 10)):
-            pixels = bytes(i % 251 for i in range(count * 784))
-            labels = bytes(i % 10 for i in range(count))
-            (folder / f"{name}-images-idx3-ubyte").write_bytes(idx((count, 28, 28), pixels))
-            (folder / f"{name}-labels-idx1-ubyte").write_bytes(idx((count,), labels))
-        checksums = {
-            path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()
-        }
-        monkeypatch.setattr(mnist, "MD5", {name: checksums[name] for name in mnist.MD5})
+        files = write_idx_set(tmp_path / "mnist", bytes(range(10)) * 2, bytes(range(10)))
+        digests = {name: md5(files[name]) for name in mnist.MNIST.md5}
+        monkeypatch.setattr(mnist, "MNIST", replace(mnist.MNIST, md5=digests))
         return tmp_path
+
+
+class TestFashionMnist:
+    """Its digests are of the .gz files; a set of 20 + 10 images has digests of its own."""
+
+    def test_published_gz_files(self, tmp_path, monkeypatch) -> None:
+        files = self.write(tmp_path)
+        packed = {name: gzip.compress(content) for name, content in files.items()}
+        self.publish(monkeypatch, {name: md5(content) for name, content in packed.items()})
+        for name, content in packed.items():
+            (tmp_path / "fashion-mnist" / name).unlink()
+            (tmp_path / "fashion-mnist" / f"{name}.gz").write_bytes(content)
+        data = load_dataset(FashionMnistConfig(), tmp_path)
+        assert data.name == "fashion-mnist"
+        assert data.train_labels.tolist() == [*range(10)] * 2
+        assert data.train_images.flatten()[:784].tolist() == [i % 251 for i in range(784)]
+        assert data.test_images.shape == (10, 1, 28, 28)
+
+    def test_gz_files_made_afresh_are_refused(self, tmp_path, monkeypatch) -> None:
+        files = self.write(tmp_path)
+        self.publish(monkeypatch, {name: md5(gzip.compress(files[name])) for name in files})
+        labels = tmp_path / "fashion-mnist" / "t10k-labels-idx1-ubyte"
+        other = gzip.compress(labels.read_bytes(), compresslevel=1, mtime=7)
+        labels.with_name(f"{labels.name}.gz").write_bytes(other)
+        labels.unlink()
+        with pytest.raises(DataCorruptError, match=rf"labels-idx1-ubyte\.gz is .* {md5(other)}"):
+            load_dataset(FashionMnistConfig(), tmp_path)
+
+    def test_plain_files_need_no_digest(self, tmp_path, monkeypatch) -> None:
+        self.write(tmp_path)
+        self.publish(monkeypatch, dict.fromkeys(fashion_mnist.FASHION_MNIST.md5, "unknown"))
+        assert load_dataset(FashionMnistConfig(), tmp_path).test_labels.tolist() == [*range(10)]
+
+    @pytest.mark.parametrize(
+        ("train", "test", "message"),
+        [
+            (range(10), range(10), r"train files hold images \[10, 28, 28\], expected \[20"),
+            ([*range(10)] * 2, [*range(9), 8], r"t10k files hold \[1, 1, .* 2, 0\] labels"),
+            ([*range(10)] * 2, [*range(9), 10], "expected 1 of each of 10"),
+        ],
+    )
+    def test_plain_files_are_verified_by_their_structure(
+        self, tmp_path, monkeypatch, train, test, message
+    ) -> None:
+        write_idx_set(tmp_path / "fashion-mnist", bytes(train), bytes(test))
+        self.publish(monkeypatch, dict.fromkeys(fashion_mnist.FASHION_MNIST.md5, "unknown"))
+        with pytest.raises(DataCorruptError, match=message):
+            load_dataset(FashionMnistConfig(), tmp_path)
+
+    def write(self, data_dir: Path) -> dict[str, bytes]:
+        return write_idx_set(data_dir / "fashion-mnist", bytes(range(10)) * 2, bytes(range(10)))
+
+    def publish(self, monkeypatch, digests: dict[str, str]) -> None:
+        small = replace(fashion_mnist.FASHION_MNIST, md5=digests, per_class=(2, 1), mirrors=())
+        monkeypatch.setattr(fashion_mnist, "FASHION_MNIST", small)
 
 
 @pytest.fixture(scope="module")

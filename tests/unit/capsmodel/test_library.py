@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 import capsmodel
 from capsmodel import open_set
@@ -94,11 +95,50 @@ def test_an_installed_package_adds_a_member(routings) -> None:
     class Net(Config):
         routing: Annotated[RoutingConfig, routings]
 
-    assert list(routings.members) == ["dynamic", "uniform", "echo"]
+    assert list(routings.members) == ["dynamic", "uniform", "self-attention", "echo"]
     net = Net.model_validate({"routing": {"type": "echo", "volume": 5}})
     assert net.routing == EchoConfig(volume=5)
     assert routings.implementation("echo").__name__ == "UniformRouting"
     assert net.model_dump() == {"routing": {"type": "echo", "volume": 5}}
+
+
+class LoudConfig(RoutingConfig):
+    """A member that a script registers."""
+
+    type: Literal["loud"] = "loud"
+    volume: int = Field(default=3, ge=1, le=11)
+
+
+class Net(Config):
+    routing: Annotated[RoutingConfig, ROUTINGS] = LoudConfig()
+
+
+@pytest.fixture
+def loud() -> Iterator[type]:
+    class Loud:
+        pass
+
+    ROUTINGS.register("loud", LoudConfig, Loud)
+    yield Loud
+    ROUTINGS._registered.clear()
+
+
+def test_a_script_registers_a_member(loud) -> None:
+    net = Net.model_validate({"routing": {"type": "loud", "volume": 11}})
+    assert net.routing == LoudConfig(volume=11)
+    assert ROUTINGS.implementation("loud") is loud
+    assert Net.model_validate_json(net.model_dump_json()) == net
+    assert net.model_dump() == {"routing": {"type": "loud", "volume": 11}}
+    with pytest.raises(ValidationError, match="less than or equal to 11") as refused:
+        Net.model_validate({"routing": {"type": "loud", "volume": 12}})
+    assert refused.value.errors()[0]["loc"] == ("routing", "volume")
+
+
+def test_a_member_is_registered_under_a_name_of_its_own() -> None:
+    with pytest.raises(ValueError, match="'dynamic' is taken"):
+        ROUTINGS.register("dynamic", LoudConfig, object)
+    with pytest.raises(ValueError, match='needs the field `type: Literal\\["quiet"\\]'):
+        ROUTINGS.register("quiet", LoudConfig, object)
 
 
 def test_the_example_runs_without_the_services_packages(tmp_path) -> None:

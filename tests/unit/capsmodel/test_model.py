@@ -1,13 +1,17 @@
 """The network: its size, its order of capsules, its decoder, and the whole forward pass."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from capsmodel import CapsNet, CapsNetConfig
+from capsmodel import CapsNet, CapsNetConfig, Cnn, CnnConfig
 from capsmodel.config import DecoderConfig
 from capsmodel.layers import PrimaryCaps
 from capsmodel.model import Model, build_model
+from capsmodel.presets import MULTIMNIST_CNN, OFFICIAL_NET
 
 
 @pytest.fixture
@@ -25,19 +29,109 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_the_papers_net_has_as_many_parameters_as_the_paper_says() -> None:
-    model = CapsNet()
-    assert parameters(model) == 8_215_568
-    assert parameters(model.decoder) == 1_411_344
+def official(config: CapsNetConfig) -> CapsNetConfig:
+    """The same net with what the authors' code does differently."""
+    changes = {
+        name: getattr(OFFICIAL_NET, name)
+        for name in ("primary_coupling", "class_bias", "initialization")
+    }
+    return config.model_copy(update=changes)
 
 
-@pytest.mark.parametrize(("side", "expected"), [(36, 11_361_808), (40, 13_475_648)])
-def test_parameters_on_larger_images(side, expected) -> None:
-    assert parameters(CapsNet(CapsNetConfig(image_shape=(1, side, side)))) == expected
+@pytest.mark.parametrize(
+    ("side", "paper", "of_the_code"),
+    [
+        (28, 8_215_568, 8_215_728),
+        (36, 11_361_808, 11_361_968),
+        (40, 13_475_648, 13_475_808),
+    ],
+)
+def test_parameters_of_both_presets(side: int, paper: int, of_the_code: int) -> None:
+    config = CapsNetConfig(image_shape=(1, side, side))
+    assert parameters(CapsNet(config)) == paper
+    assert parameters(CapsNet(official(config))) == of_the_code
+
+
+def test_the_decoder_has_as_many_parameters_as_the_paper_says() -> None:
+    assert parameters(CapsNet().decoder) == 1_411_344
+
+
+def test_parameters_of_the_baselines() -> None:
+    assert parameters(Cnn()) == 35_445_522
+    assert parameters(Cnn(MULTIMNIST_CNN)) == 24_563_978
+
+
+@pytest.mark.parametrize(
+    ("settings", "grid"),
+    [
+        ({"image_shape": (1, 28, 28)}, (6, 6)),
+        ({"image_shape": (1, 36, 36)}, (10, 10)),
+        ({"image_shape": (1, 40, 40)}, (12, 12)),
+        ({"image_shape": (2, 32, 32)}, (8, 8)),
+        ({"image_shape": (3, 24, 24)}, (4, 4)),
+        ({"image_shape": (1, 28, 20)}, (6, 2)),
+        ({"image_shape": (1, 28, 28), "conv_padding": 4, "primary_padding": 4}, (14, 14)),
+        ({"image_shape": (1, 12, 12), "conv_padding": 3}, (1, 1)),
+        ({"image_shape": (1, 28, 28), "conv_stride": 2, "primary_kernel": 3}, (4, 4)),
+    ],
+    ids=str,
+)
+def test_nets_for_images_of_any_size(settings: dict[str, Any], grid: tuple[int, int]) -> None:
+    small = {"conv_channels": 3, "primary_types": 2, "primary_dim": 3, "class_dim": 4}
+    config = CapsNetConfig(**small, **settings, classes=7, decoder=DecoderConfig(hidden=(5,)))
+    assert config.primary_grid == grid
+    output = CapsNet(config)(torch.rand(2, *config.image_shape))
+    assert output.poses.shape == (2, 7, 4)
+    assert output.reconstruction.shape == (2, *config.image_shape)
+
+
+def test_sizes_that_do_not_fit_are_refused_with_the_arithmetic() -> None:
+    with pytest.raises(ValidationError) as refused:
+        CapsNetConfig(image_shape=(1, 16, 16))
+    message = str(refused.value)
+    assert "floor((16 + 2 * conv_padding 0 - conv_kernel 9) / conv_stride 1) + 1 = 8" in message
+    assert (
+        "floor((8 + 2 * primary_padding 0 - primary_kernel 9) / primary_stride 2) + 1 = 0"
+        in message
+    )
+    assert "17 pixels a side" in message
+    assert CapsNetConfig(image_shape=(1, 17, 17)).primary_grid == (1, 1)
+
+
+def test_a_net_with_two_targets_draws_both(tiny_net, images) -> None:
+    net = CapsNet(tiny_net.model_copy(update={"targets": 2}))
+    output = net(images)
+    assert output.reconstruction.shape == (5, 2, 1, 28, 28)
+    longest = output.lengths.topk(2, dim=1).indices
+    for which in range(2):
+        alone = net.reconstruct(output.poses, longest[:, which])
+        torch.testing.assert_close(output.reconstruction[:, which], alone)
+
+
+def test_a_cnn_gives_probabilities(images) -> None:
+    small = {"channels": (4, 3), "kernels": (5, 3), "hidden": (6,)}
+    one = Cnn(CnnConfig(**small)).eval()(images)
+    assert one.poses is None
+    assert one.reconstruction is None
+    torch.testing.assert_close(one.lengths.sum(dim=1), torch.ones(5))
+    torch.testing.assert_close(one.lengths, one.logits.softmax(dim=1))
+    two = Cnn(CnnConfig(**small, targets=2, pool=2)).eval()(images)
+    torch.testing.assert_close(two.lengths, two.logits.sigmoid())
+
+
+def test_a_cnn_leaves_units_out_in_training_alone(images) -> None:
+    net = Cnn(CnnConfig(channels=(4,), kernels=(5,), hidden=(50,), dropout=0.5))
+    assert not torch.equal(net(images).logits, net(images).logits)
+    net.eval()
+    assert torch.equal(net(images).logits, net(images).logits)
 
 
 def test_primary_capsules_hold_neighbouring_channels_of_one_position() -> None:
-    layer = PrimaryCaps(in_channels=3, types=2, dim=4, kernel=3, stride=2)
+    layer = PrimaryCaps(
+        CapsNetConfig(
+            conv_channels=3, primary_types=2, primary_dim=4, primary_kernel=3, primary_stride=2
+        )
+    )
     features = torch.randn(2, 3, 9, 7)
     channels = layer.conv(features)
     _, _, rows, columns = channels.shape
@@ -154,7 +248,8 @@ def test_the_decoders_layers_follow_the_configuration(tiny_net) -> None:
 def test_capsules_stay_fp32_under_autocast(net, images) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = net(images)
-    assert {tensor.dtype for tensor in output} == {torch.float32}
+    tensors = (output.lengths, output.poses, output.reconstruction)
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
     torch.testing.assert_close(output.poses, net(images).poses, rtol=0.1, atol=1e-3)
 
 

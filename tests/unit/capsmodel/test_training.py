@@ -1,9 +1,12 @@
 """The Trainer: it learns, follows its schedule, tells its callbacks, stops and diverges loudly."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from capsmodel.callbacks import Callback
+from capsmodel.capsnet import CapsNet
 from capsmodel.config import (
     CapsNetConfig,
     ConstantScheduleConfig,
@@ -16,8 +19,8 @@ from capsmodel.config import (
 )
 from capsmodel.datasets import Dataset, load_dataset
 from capsmodel.divergence import DivergedError, DivergenceGuard
+from capsmodel.losses import LossTerms
 from capsmodel.metrics import Best, EpochMetrics, Evaluation, StepMetrics, Throughput
-from capsmodel.model import CapsNet
 from capsmodel.training import Trainer
 
 
@@ -63,7 +66,7 @@ def test_the_loss_falls_within_50_steps(tiny_config, digits) -> None:
     )
     diary = Diary()
     Trainer(config, digits, device="cpu", callbacks=[diary, StopAt(50)]).fit()
-    losses = [metrics.margin_loss for metrics in diary.steps]
+    losses = [metrics.classification_loss for metrics in diary.steps]
     assert len(losses) == 50
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
@@ -109,7 +112,7 @@ def test_an_epochs_means_weigh_every_image_alike(tiny_config, tiny_dataset) -> N
     Trainer(tiny_config(epochs=1), tiny_dataset, device="cpu", callbacks=[diary]).fit()
     sizes = [12] * 6 + [8]
     train = diary.epochs[0].train
-    for name in ("total_loss", "margin_loss", "reconstruction_loss", "accuracy"):
+    for name in ("total_loss", "classification_loss", "reconstruction_loss", "accuracy"):
         values = [getattr(metrics, name) for metrics in diary.steps]
         expected = sum(v * n for v, n in zip(values, sizes, strict=True)) / 80
         assert getattr(train, name) == pytest.approx(expected)
@@ -117,7 +120,7 @@ def test_an_epochs_means_weigh_every_image_alike(tiny_config, tiny_dataset) -> N
 
 def test_the_total_is_the_sum_of_its_terms(tiny_config, tiny_dataset) -> None:
     evaluation = Trainer(tiny_config(), tiny_dataset, device="cpu").evaluate("test")
-    expected = evaluation.margin_loss + 0.0005 * evaluation.reconstruction_loss
+    expected = evaluation.classification_loss + 0.0005 * evaluation.reconstruction_loss
     assert evaluation.total_loss == pytest.approx(expected)
     assert evaluation.images == 30
 
@@ -189,9 +192,9 @@ def test_other_settings_train_too(tiny_config, tiny_dataset, tiny_net, changes) 
         model = CapsNetConfig.model_validate({**dict(tiny_net), **changes["model"]})
         changes = {"model": model}
     trainer = Trainer(tiny_config(**changes), tiny_dataset, device="cpu")
-    before = trainer.evaluate("test").margin_loss
+    before = trainer.evaluate("test").classification_loss
     assert trainer.fit().stopped == "completed"
-    assert trainer.evaluate("test").margin_loss != before
+    assert trainer.evaluate("test").classification_loss != before
 
 
 def test_without_a_validation_part_the_last_epoch_is_the_best(tiny_config, tiny_dataset) -> None:
@@ -207,7 +210,7 @@ def test_without_a_validation_part_the_last_epoch_is_the_best(tiny_config, tiny_
 
 
 def validation(accuracy: float, loss: float = 0.5) -> Evaluation:
-    return Evaluation(loss, loss, 0, accuracy, 20)
+    return Evaluation(loss, loss, 0, accuracy, None, 20)
 
 
 def test_the_best_has_the_highest_accuracy_then_the_lowest_loss() -> None:
@@ -290,15 +293,121 @@ def test_weights_that_diverge_at_the_last_step_are_found_by_the_evaluation(
         trainer.evaluate("test")
 
 
+def terms(classification: float, reconstruction: float, total: float) -> LossTerms:
+    return LossTerms(*(torch.tensor(v) for v in (total, classification, reconstruction)))
+
+
 def test_the_guard_names_the_first_bad_step() -> None:
-    guard = DivergenceGuard(torch.device("cpu"))
-    nan = float("nan")
-    guard.watch(torch.tensor([1.0, 1.0, 1.0, 0.5]), 1)
-    guard.check()
-    guard.watch(torch.tensor([nan, nan, 1.0, 0.5]), 2)
-    guard.watch(torch.tensor([nan, nan, nan, 0.5]), 3)
-    with pytest.raises(DivergedError, match="margin loss is not finite at step 2"):
-        guard.check()
+    guard, nan, fine = DivergenceGuard(torch.device("cpu")), float("nan"), torch.tensor(1.0)
+    guard.watch(terms(1.0, 1.0, 1.0), fine, 1)
+    assert guard.find() is None
+    assert guard.tripped == 0
+    guard.watch(terms(1.0, nan, nan), torch.tensor(nan), 2)
+    guard.watch(terms(nan, nan, nan), torch.tensor(nan), 3)
+    assert guard.find() == ("reconstruction loss", 2)
+    assert guard.tripped == 1
+
+
+class Sabotage(Callback):
+    """Makes something infinite after a step, so that the next one fails."""
+
+    def __init__(self, after: int, break_it: Callable[[Trainer], None]) -> None:
+        self.after = after
+        self.break_it = break_it
+
+    def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        if metrics.step == self.after:
+            self.break_it(trainer)
+
+
+def infinite_weight(trainer: Trainer) -> None:
+    with torch.no_grad():
+        trainer.model.decoder.layers[0].weight[0, 0] = float("inf")
+
+
+def infinite_activation(trainer: Trainer) -> None:
+    trainer.model.primary_caps.register_forward_hook(
+        lambda *_: torch.tensor(float("inf")).expand(_[2].shape)
+    )
+
+
+def infinite_gradient(trainer: Trainer) -> None:
+    trainer.model.class_caps.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "term", "culprit"),
+    [
+        (infinite_weight, "reconstruction loss", "the weights decoder.layers.0.weight"),
+        (infinite_activation, "classification loss", "the output of primary_caps"),
+        (infinite_gradient, "gradient", "the gradient of class_caps.weight"),
+    ],
+)
+def test_a_divergence_is_diagnosed(
+    tiny_config, tiny_dataset, break_it: Callable[[Trainer], None], term: str, culprit: str
+) -> None:
+    trainer = Trainer(tiny_config(), tiny_dataset, device="cpu", callbacks=[Sabotage(3, break_it)])
+    with pytest.raises(DivergedError, match=r"at step 4, first seen in .*last good step is 3") as e:
+        trainer.fit()
+    assert (e.value.term, e.value.culprit, e.value.last_good_step) == (term, culprit, 3)
+
+
+def test_weights_stay_those_of_the_last_good_step_until_the_guard_is_asked(
+    tiny_config, tiny_dataset, monkeypatch
+) -> None:
+    """As on a GPU, where the guard is asked only now and then."""
+    trainer = Trainer(tiny_config(), tiny_dataset, device="cpu")
+    batch = trainer.examples("train", 8).as_pixels()
+    for _ in range(2):
+        trainer.train_on(batch)
+    good = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    check = trainer._check_guard
+    monkeypatch.setattr(trainer, "_check_guard", lambda: None)
+    infinite_gradient(trainer)
+    for _ in range(3):
+        trainer.train_on(batch)
+    assert all(torch.equal(good[name], value) for name, value in trainer.model.state_dict().items())
+    with pytest.raises(DivergedError, match="gradient is not finite at step 3"):
+        check()
+
+
+def test_the_gradient_is_clipped_to_the_length_asked_for(tiny_config, tiny_dataset) -> None:
+    lengths = []
+    for limit in (None, 1e-3):
+        optimizer = OptimizerConfig(max_gradient_norm=limit)
+        trainer = Trainer(tiny_config(optimizer=optimizer), tiny_dataset, device="cpu")
+        batch = trainer.examples("train", 8).as_pixels()
+        _, before = trainer.train_on(batch)
+        after = torch.stack([w.grad.norm() for w in trainer.model.parameters()]).norm()
+        lengths.append((before.item(), after.item()))
+    (unclipped, same), (reported, clipped) = lengths
+    assert unclipped == pytest.approx(same)
+    assert reported == pytest.approx(unclipped)
+    assert unclipped > 2e-3
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_deterministic_mode_is_on_in_training_and_off_after_it(tiny_config, tiny_dataset) -> None:
+    seen = []
+
+    class Look(Callback):
+        def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    for wanted in (False, True):
+        seen.clear()
+        config = tiny_config(deterministic=wanted)
+        Trainer(config, tiny_dataset, device="cpu", callbacks=[Look()]).fit()
+        assert set(seen) == {wanted}
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_fewer_images_of_each_class(tiny_config, tiny_dataset) -> None:
+    config = tiny_config(dataset=Mnist5kConfig(validation_fraction=0.2, per_class=3))
+    trainer = Trainer(config, tiny_dataset, device="cpu")
+    chosen = tiny_dataset.train_labels[trainer.train_indices]
+    assert torch.bincount(chosen).tolist() == [3] * 10
+    assert not set(trainer.train_indices.tolist()) & set(trainer.validation_indices.tolist())
 
 
 def test_data_that_do_not_fit_the_model_are_refused(tiny_config, tiny_dataset) -> None:

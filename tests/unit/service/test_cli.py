@@ -73,10 +73,10 @@ def test_submit_reads_yaml_and_json(capsctl: Any, tmp_path: Path) -> None:
         (["demo", "--set", "optimizer.learning_rate=.nan"], "finite"),
         (["demo", "--set", "epoch=1"], "did you mean 'epochs'"),
         (["demo", "--set", "epochs"], "write it as"),
-        (["demo", "--set", "artifacts.7.columns=3"], "1 items"),
+        (["demo", "--set", "artifacts.7.columns=3"], "3 items"),
         (["demo", "--set", "epochs={"], "--set"),
         (["dmo"], "did you mean 'demo'"),
-        (["nothing-of-it"], "presets: demo, paper"),
+        (["nothing-of-it"], "presets: demo, demo-multimnist, paper"),
     ],
 )
 def test_bad_input_names_the_field_and_exits_2(
@@ -206,7 +206,7 @@ def test_settings_are_typed_and_nested(settings: list[str], path: str, value: ob
 
 
 def test_a_setting_through_a_list_needs_a_place() -> None:
-    with pytest.raises(InputError, match="1 items"):
+    with pytest.raises(InputError, match="3 items"):
         load("demo", ["artifacts.first.columns=3"])
 
 
@@ -220,3 +220,16 @@ def test_an_error_is_json_where_json_is_asked_for(capsctl: Any) -> None:
     answer = capsctl("show", "no-such-job", "-o", "json")
     assert answer.exit_code == 2
     assert json.loads(answer.stderr)["code"] == "job-not-found"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_document_is_the_preset(name: str) -> None:
+    document = json.dumps(load(name, []))
+    assert TrainSpec.model_validate_json(document) == PRESETS[name]
+
+
+def test_another_data_set_brings_its_own_defaults_and_shape() -> None:
+    document = load("demo", ["dataset.type=multimnist"])
+    spec = TrainSpec.model_validate_json(json.dumps(document))
+    assert spec.dataset.max_shift == 4
+    assert (spec.model.image_shape, spec.model.targets) == ((1, 36, 36), 2)

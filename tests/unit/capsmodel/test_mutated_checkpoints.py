@@ -1,0 +1,108 @@
+"""Of 2,000 damaged checkpoints none is loaded as something else than what was saved."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from capsmodel.checkpoint import BadCheckpointError, load_checkpoint, save_checkpoint
+
+MUTANTS = 2000
+CHUNKS = 10
+
+
+def flip_a_bit(content: bytearray, chance: random.Random) -> None:
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+
+
+def cut_off(content: bytearray, chance: random.Random) -> None:
+    del content[chance.randrange(len(content)) :]
+
+
+def leave_a_hole(content: bytearray, chance: random.Random) -> None:
+    start = chance.randrange(len(content))
+    size = min(chance.choice([1, 16, 512]), len(content) - start)
+    content[start : start + size] = bytes(size)
+
+
+def insert_bytes(content: bytearray, chance: random.Random) -> None:
+    position = chance.randrange(len(content) + 1)
+    content[position:position] = chance.randbytes(chance.choice([1, 8, 100]))
+
+
+def swap_blocks(content: bytearray, chance: random.Random) -> None:
+    half, size = len(content) // 2, chance.choice([4, 64])
+    one, other = chance.randrange(half - size), half + chance.randrange(half - size)
+    content[one : one + size], content[other : other + size] = (
+        content[other : other + size],
+        content[one : one + size],
+    )
+
+
+MUTATIONS = [flip_a_bit, cut_off, leave_a_hole, insert_bytes, swap_blocks]
+
+
+def state() -> dict[str, Any]:
+    return {"model": {"weight": torch.arange(300.0)}, "step": 7, "sampler": {"position": 3}}
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+def loaded_corrupt(path: Path, load: Callable[[Path], dict[str, Any]]) -> bool:
+    """Whether a damaged checkpoint came through as another state."""
+    try:
+        return not same(load(path), state())
+    except BadCheckpointError:
+        return False
+
+
+def damage(path: Path, chance: random.Random) -> None:
+    """Mutate the file, in a fifth of the cases its sidecar, in another fifth both."""
+    which = chance.choice([[path]] * 3 + [[sidecar(path)], [path, sidecar(path)]])
+    for victim in which:
+        content = bytearray(victim.read_bytes())
+        chance.choice(MUTATIONS)(content, chance)
+        victim.write_bytes(content)
+
+
+def sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_no_mutant_is_loaded_as_another_state(tmp_path: Path, chunk: int) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    chance = random.Random(seed)
+    path = tmp_path / "state.pt"
+    save_checkpoint(path, state(), epoch=1, step=7)
+    whole = {file: file.read_bytes() for file in (path, sidecar(path))}
+    for number in range(MUTANTS // CHUNKS):
+        for file, content in whole.items():
+            file.write_bytes(content)
+        damage(path, chance)
+        assert not loaded_corrupt(path, load_checkpoint), f"mutant {number} of seed {seed}"
+
+
+def test_a_loader_that_does_not_verify_is_caught(tmp_path: Path) -> None:
+    """The mutants are able to show a fault: PyTorch's own loader lets some through."""
+
+    def careless(path: Path) -> dict[str, Any]:
+        try:
+            loaded: dict[str, Any] = torch.load(path, weights_only=True)
+        except Exception as error:
+            raise BadCheckpointError(str(error)) from error
+        return loaded
+
+    chance, path, let_through = random.Random(1), tmp_path / "state.pt", 0
+    for _ in range(200):
+        save_checkpoint(path, state(), epoch=1, step=7)
+        damage(path, chance)
+        let_through += loaded_corrupt(path, careless)
+    assert let_through > 0
