@@ -1,4 +1,4 @@
-"""The CNN baselines of the paper: section 5.1 for MNIST, section 6.1 for MultiMNIST."""
+"""The CNN baselines of the paper: section 5 for MNIST, section 6.2 for MultiMNIST."""
 
 from itertools import pairwise
 

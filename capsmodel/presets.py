@@ -29,7 +29,7 @@ MULTIMNIST_CNN = CnnConfig(
     hidden=(1024,),
     dropout=0.0,
 )
-"""The baseline of section 6.1, 24,563,978 parameters."""
+"""The baseline of section 6.2, 24,563,978 parameters."""
 
 _MULTIMNIST_SCHEDULE = ExponentialScheduleConfig(decay_steps=20_000)
 """On MultiMNIST the learning rate falls ten times more slowly."""
@@ -60,7 +60,7 @@ BASELINE = TrainingConfig(
     epochs=EPOCHS,
     batch_size=128,
 )
-"""The CNN that the paper compares with on MNIST (section 5.1)."""
+"""The CNN that the paper compares with on MNIST (section 5)."""
 
 MULTIMNIST = TrainingConfig(
     dataset=MultiMnistConfig(),
@@ -78,4 +78,4 @@ MULTIMNIST_BASELINE = TrainingConfig(
     epochs=EPOCHS,
     batch_size=128,
 )
-"""The CNN that the paper compares with on MultiMNIST (section 6.1)."""
+"""The CNN that the paper compares with on MultiMNIST (section 6.2)."""

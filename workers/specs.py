@@ -156,7 +156,7 @@ class TrainSpec(TrainingConfig):
     resources: ResourcesConfig = ResourcesConfig()
     artifacts: Annotated[
         tuple[Annotated[ArtifactConfig, ARTIFACTS], ...], Field(max_length=20, strict=False)
-    ] = (ReconstructionSheetConfig(), PerturbationSheetConfig(), OverlapSheetConfig())
+    ] = (ReconstructionSheetConfig(), OverlapSheetConfig(), PerturbationSheetConfig())
     """Pictures for MLflow; one that says nothing about the model at hand is left out."""
     checkpoint_every_s: int = Field(default=300, ge=1, le=86_400)
     """Seconds between checkpoints within an epoch; the end of each epoch leaves one anyway."""

@@ -159,10 +159,11 @@ def _finish(
     if best.step != last.step:
         trainer.load_weights(load_checkpoint(best.path, best.sha256))
         best_test = trainer.evaluate("test")
-    tracker.log(_named("test", best_test), outcome.step)
+    facts = {f"data/{name}": value for name, value in trainer.dataset.facts.items()}
+    tracker.log(_named("test", best_test) | facts, outcome.step)
     reporter.phase("finishing", trainer)
     sheets = reporter.pictures(trainer, "test", outcome.epoch)
-    metrics = {**_named("test", best_test), **_named("test_last", last_test)}
+    metrics = {**_named("test", best_test), **_named("test_last", last_test), **facts}
     if outcome.best is not None:
         metrics["val/best_accuracy"] = outcome.best.accuracy
     tracker.submit("the model", uploads.log_model(trainer.model, spec, folder.path / "model"))

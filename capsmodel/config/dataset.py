@@ -106,7 +106,7 @@ class AffineMnistConfig(DatasetConfig):
 
 
 class HuggingFaceConfig(DatasetConfig):
-    """Any labelled images that the `datasets` library opens.
+    """Labelled images of your own, or any set of the Hugging Face hub.
 
     A hub id, or Parquet files or a folder of images on the machines that train.
     """

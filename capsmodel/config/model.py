@@ -133,7 +133,7 @@ class CapsNetConfig(ModelConfig):
 
 
 class CnnConfig(ModelConfig):
-    """The paper's CNN baseline (section 5.1); the defaults are its MNIST net, 35.4M parameters.
+    """The paper's CNN baseline (section 5); the defaults are its MNIST net, 35.4M parameters.
 
     Convolutions of stride 1 that keep the size, ReLU, fully connected layers, dropout before the
     last one. It has no capsules: nothing is reconstructed.

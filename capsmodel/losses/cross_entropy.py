@@ -9,7 +9,7 @@ from capsmodel.model import ModelOutput
 
 
 class CrossEntropyLoss(Loss):
-    """Softmax cross-entropy for one target (section 5.1), sigmoid's for several (section 6)."""
+    """Softmax cross-entropy for one target (section 5), sigmoid's for several (section 6)."""
 
     def __init__(self, config: CrossEntropyLossConfig) -> None:
         super().__init__(config)

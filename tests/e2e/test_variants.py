@@ -124,6 +124,13 @@ def test_trains_20_steps(client: CapsClient, ended: dict[str, JobView], name: st
     assert ("test/per_digit_accuracy" in metrics) == ("multimnist" in name)
 
 
+def test_the_overlap_of_the_test_pairs_is_told(ended: dict[str, JobView]) -> None:
+    """72.6 % are expected of shifts of up to 4 pixels each way (section 6 of the paper)."""
+    result = ended["multimnist"].result
+    assert result is not None
+    assert result.metrics["data/test_overlap"] == pytest.approx(0.726, abs=0.004)
+
+
 def test_twenty_steps_teach_bright_from_dark(ended: dict[str, JobView]) -> None:
     result = ended["huggingface"].result
     assert result is not None

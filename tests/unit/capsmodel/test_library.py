@@ -139,26 +139,3 @@ def test_a_member_is_registered_under_a_name_of_its_own() -> None:
         ROUTINGS.register("dynamic", LoudConfig, object)
     with pytest.raises(ValueError, match='needs the field `type: Literal\\["quiet"\\]'):
         ROUTINGS.register("quiet", LoudConfig, object)
-
-
-def test_the_example_runs_without_the_services_packages(tmp_path) -> None:
-    code = f"""
-import importlib.abc, os, runpy, sys
-
-BLOCKED = {{"ray", "mlflow", "fastapi", "httpx", "sqlalchemy", "PIL", "yaml", "mlxtend"}}
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED and "find_spec" not in sys._getframe(2).f_code.co_name:
-            raise ImportError(f"{{name}} is blocked")
-
-sys.meta_path.insert(0, Blocker())
-sys.path.insert(0, os.getcwd())
-example = os.path.abspath("examples/library.py")
-os.chdir({str(tmp_path)!r})
-runpy.run_path(example, run_name="__main__")
-assert not BLOCKED & set(sys.modules)
-"""
-    output = run_python(code)
-    assert "accuracy" in output
-    assert (tmp_path / "reconstruction.pgm").read_bytes().startswith(b"P5")
