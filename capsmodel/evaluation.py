@@ -9,7 +9,7 @@ from capsmodel.datasets.composition import Composition, Part
 from capsmodel.losses import Loss
 from capsmodel.metrics import Evaluation, RunningMean, measure
 from capsmodel.model import Model
-from capsmodel.precision import Precision, mixed_precision
+from capsmodel.precision import Precision, exact_fp32, mixed_precision
 
 BATCH_SIZE = 250
 """No gradients are kept, so it need not be the training's; the means do not depend on it."""
@@ -59,7 +59,7 @@ def evaluate(
             if interrupted():
                 raise EvaluationInterrupted
             batch = stored.as_pixels()
-            with mixed_precision(device, precision):
+            with exact_fp32(device, precision), mixed_precision(device, precision):
                 output = model.compute(batch.images, batch.labels)
             terms = loss(output, batch)
             means.add(measure(terms, output.lengths, batch.labels), len(batch.labels))

@@ -1,5 +1,7 @@
-"""Where bf16 is allowed and where it is not: two contexts around autocast."""
+"""Where rounding is allowed and where it is not: contexts for products, capsules and losses."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -13,6 +15,24 @@ def mixed_precision(device: torch.device, precision: Precision) -> torch.autocas
     With `"fp32"` the context changes nothing.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def exact_fp32(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Context in which `"fp32"` means fp32 on a GPU too, forward and backward.
+
+    PyTorch lets cuDNN round the operands of fp32 convolutions to TF32, ten bits of mantissa. On a
+    CPU and with `"bf16"` the context changes nothing.
+    """
+    if device.type != "cuda" or precision != "fp32":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def full_precision(device: torch.device) -> torch.autocast:

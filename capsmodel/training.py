@@ -31,7 +31,7 @@ from capsmodel.metrics import (
     measure,
 )
 from capsmodel.model import build_model
-from capsmodel.precision import mixed_precision
+from capsmodel.precision import exact_fp32, mixed_precision
 from capsmodel.schedules import learning_rate_factor
 from capsmodel.training_state import restore_state, restore_weights, take_state
 
@@ -238,11 +238,13 @@ class Trainer:
         Raises:
             DivergedError: A loss or the gradient was not finite; on a GPU perhaps some steps ago.
         """
-        with mixed_precision(self.device, self.config.precision):
-            output = self.model.compute(batch.images, batch.labels)
-        terms = self.loss(output, batch)
+        precision = self.config.precision
         self.optimizer.zero_grad()
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        with exact_fp32(self.device, precision):
+            with mixed_precision(self.device, precision):
+                output = self.model.compute(batch.images, batch.labels)
+            terms = self.loss(output, batch)
+            terms.total.backward()  # type: ignore[no-untyped-call]
         gradient_norm = self._clip_gradient()
         self.step += 1
         self._recent.append((self.step, batch))

@@ -6,19 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from capsmodel.config import CapsNetConfig, DecoderConfig, Mnist5kConfig, TrainingConfig
+from capsmodel.config import CapsNetConfig, Mnist5kConfig, TrainingConfig
 from capsmodel.datasets import Dataset
-
-TINY_NET = CapsNetConfig(
-    conv_channels=4,
-    conv_stride=2,
-    primary_types=2,
-    primary_dim=4,
-    primary_kernel=5,
-    primary_stride=3,
-    class_dim=6,
-    decoder=DecoderConfig(hidden=(8,)),
-)
+from support.nets import TINY_NET
 
 
 @pytest.fixture(autouse=True)
