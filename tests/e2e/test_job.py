@@ -93,6 +93,7 @@ def test_the_run_has_spec_checkpoints_and_sheets(stack: Stack, done: JobView) ->
     assert names("sheets") == {
         "reconstruction-sheet-validation-epoch-0001.png",
         "reconstruction-sheet-test-epoch-0002.png",
+        "perturbation-sheet-test-epoch-0002.png",
     }
     assert any("reconstruction-sheet" in name for name in names("images"))
 
