@@ -5,11 +5,12 @@ settings of torch, and its peak of memory is its own.
 """
 
 import itertools
+import os
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ from capsmodel import Trainer
 from capsmodel.callbacks import Callback
 from capsmodel.config import MnistConfig, TrainingConfig
 from capsmodel.datasets import DataMissingError, Dataset, load_dataset
+from capsmodel.datasets.download import OFFLINE_VARIABLE
 from capsmodel.metrics import StepMetrics
+from capsmodel.precision import Precision, exact_fp32
 
-Precision = Literal["fp32", "bf16"]
 Phase = Literal["inference", "training"]
 
 INFERENCE_BATCHES = 8
@@ -102,9 +104,10 @@ class Contender(ABC):
     def run(self, phase: Phase, turn: Turn) -> None:
         """Steps of training, or batches of inference, until the turn is over."""
         if phase == "training":
-            self.train(turn)
+            with exact_fp32(self.device, self.precision):  # as our Trainer does: for both alike
+                self.train(turn)
             return
-        with torch.no_grad():
+        with torch.no_grad(), exact_fp32(self.device, self.precision):
             while not turn.over:
                 self.infer(next(self._ready))
                 turn.step_done()
@@ -209,7 +212,8 @@ CONTENDERS: dict[str, type[Contender]] = {"ours": Ours, "textbook": Textbook}
 def load_digits() -> Dataset:
     """MNIST where CAPS_DATA_DIR has it, else noise of the same shape: speed is the same."""
     try:
-        return load_dataset(MnistConfig())
+        with _offline():
+            return load_dataset(MnistConfig())
     except DataMissingError:
         noise = torch.randint(256, (10_000, 1, 28, 28), dtype=torch.uint8)
         labels = torch.arange(len(noise)) % 10
@@ -230,3 +234,16 @@ def peak_mib(device: torch.device) -> float:
     if found is None:
         raise RuntimeError(f"{status} has no line VmHWM: the benchmark runs on Linux alone")
     return int(found[1]) / 2**10
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """A stopwatch downloads nothing."""
+    before = os.environ.get(OFFLINE_VARIABLE)
+    os.environ[OFFLINE_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[OFFLINE_VARIABLE]
+        if before is not None:
+            os.environ[OFFLINE_VARIABLE] = before

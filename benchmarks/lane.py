@@ -66,7 +66,6 @@ def torch_flags() -> dict[str, Any]:
     """Settings of torch that a library may have changed for its whole process."""
     return {
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "threads": torch.get_num_threads(),
     }

@@ -1,8 +1,8 @@
 """Checkpoints: files that are whole or refused.
 
 A checkpoint `name.pt` is written under a temporary name, flushed to the disk and renamed. Beside it
-stands `name.pt.json` with its sha256, size, epoch and step. Reading verifies the digest on the
-bytes before PyTorch sees them, and loads tensors and plain Python values only.
+stands `name.pt.json` with its sha256, size, epoch and step, and a digest of these. Reading verifies
+both digests before PyTorch sees the bytes, and loads tensors and plain Python values only.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BEST = "best.pt"
 LAST = "last.pt"
 
@@ -232,29 +232,37 @@ def _read_sidecar(path: Path) -> CheckpointInfo:
     try:
         content = json.loads(sidecar.read_text())
         version = content["schema_version"]
-        info = CheckpointInfo(
-            path, str(content["sha256"]), int(content["epoch"]), int(content["step"])
-        )
+        if version != SCHEMA_VERSION:
+            raise BadCheckpointError(
+                f"{sidecar} has schema_version {version}, this release reads {SCHEMA_VERSION}"
+            )
+        if content.pop("sidecar_sha256") != _fields_digest(content):
+            raise BadCheckpointError(f"{sidecar} is damaged: its sidecar_sha256 does not fit")
+        return CheckpointInfo(path, content["sha256"], content["epoch"], content["step"])
     except FileNotFoundError as error:
         raise BadCheckpointError(f"{path} has no sidecar {sidecar.name}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BadCheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadCheckpointError(f"{sidecar} is damaged: {error!r}") from error
-    if version != SCHEMA_VERSION:
-        raise BadCheckpointError(
-            f"{sidecar} has schema_version {version}, this release reads {SCHEMA_VERSION}"
-        )
-    return info
 
 
 def _write_sidecar(info: CheckpointInfo, size: int) -> None:
-    content = {
+    fields = {
         "schema_version": SCHEMA_VERSION,
         "sha256": info.sha256,
         "size": size,
         "epoch": info.epoch,
         "step": info.step,
     }
+    content = {**fields, "sidecar_sha256": _fields_digest(fields)}
     _write_durably(_sidecar(info.path), json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _fields_digest(fields: dict[str, Any]) -> str:
+    """Digest of a sidecar's other fields, in their canonical form."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _write_durably(path: Path, content: bytes) -> None:

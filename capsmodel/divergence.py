@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from capsmodel.batch import Batch
 from capsmodel.losses import Loss, LossTerms
 from capsmodel.model import Model
-from capsmodel.precision import Precision, mixed_precision
+from capsmodel.precision import Precision, exact_fp32, mixed_precision
 
 TERMS = ("classification loss", "reconstruction loss", "total loss", "gradient")
 """The parts come first: where one is not finite, neither are those after it."""
@@ -92,9 +92,11 @@ def find_culprit(model: Model, loss: Loss, batch: Batch, precision: Precision) -
     ]
     try:
         model.zero_grad()
-        with mixed_precision(batch.images.device, precision):
-            output = model.compute(batch.images, batch.labels)
-        loss(output, batch).total.backward()  # type: ignore[no-untyped-call]
+        device = batch.images.device
+        with exact_fp32(device, precision):
+            with mixed_precision(device, precision):
+                output = model.compute(batch.images, batch.labels)
+            loss(output, batch).total.backward()  # type: ignore[no-untyped-call]
     finally:
         for hook in hooks:
             hook.remove()

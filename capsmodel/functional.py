@@ -15,7 +15,8 @@ _LARGEST_COMPONENT = 1e17
 def squash(s: Tensor, dim: int = -1) -> Tensor:
     """Shrink vectors to lengths in [0, 1) and keep their directions (section 2, equation 1).
 
-    `v = |s|^2 / (1 + |s|^2) * s / |s|`; exactly 0, with gradient 0, at s = 0.
+    `v = |s|^2 / (1 + |s|^2) * s / |s|`; exactly 0, with gradient 0, at s = 0. Long vectors come
+    out 1 long but for rounding; where a component is infinite or NaN the result is NaN.
 
     Args:
         s: Vectors of any shape and any floating dtype; the arithmetic is at least fp32.
@@ -24,7 +25,7 @@ def squash(s: Tensor, dim: int = -1) -> Tensor:
     Returns:
         Tensor of the shape and dtype of `s`.
     """
-    wide = _widened(s).clamp(-_LARGEST_COMPONENT, _LARGEST_COMPONENT)
+    wide = _bounded(s)
     length = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     squashed: Tensor = wide * (length / (1 + length.square()))
     return squashed.to(s.dtype)
@@ -33,7 +34,8 @@ def squash(s: Tensor, dim: int = -1) -> Tensor:
 def exponential_squash(s: Tensor, dim: int = -1) -> Tensor:
     """Shrink vectors to lengths in [0, 1) and keep their directions (Efficient-CapsNet, eq. 2).
 
-    `v = (1 - e^-|s|) s / |s|`: steeper than `squash` near 0, where it is s itself.
+    `v = (1 - e^-|s|) s / |s|`: steeper than `squash` near 0, where it is s itself. Rounding
+    and infinite components are as in `squash`.
 
     Args:
         s: Vectors of any shape and any floating dtype; the arithmetic is at least fp32.
@@ -42,7 +44,7 @@ def exponential_squash(s: Tensor, dim: int = -1) -> Tensor:
     Returns:
         Tensor of the shape and dtype of `s`.
     """
-    wide = _widened(s).clamp(-_LARGEST_COMPONENT, _LARGEST_COMPONENT)
+    wide = _bounded(s)
     length = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     safe = torch.where(length > 0, length, 1)  # 0 / 0 would give NaN to the gradient
     factor = torch.where(length > 0, -torch.expm1(-safe) / safe, 1)
@@ -81,6 +83,13 @@ def compute_votes(capsules: Tensor, weight: Tensor) -> Tensor:
     matrices = weight.transpose(1, 2).flatten(start_dim=2)  # [I, P, J*D]
     votes = torch.bmm(capsules.transpose(0, 1), matrices)  # [I, B, J*D]
     return votes.view(inputs, len(capsules), classes, -1).permute(1, 2, 0, 3).contiguous()
+
+
+def _bounded(s: Tensor) -> Tensor:
+    """At least fp32, small enough to be squared; infinite becomes NaN, so that it is noticed."""
+    wide = _widened(s)
+    bounded = wide.clamp(-_LARGEST_COMPONENT, _LARGEST_COMPONENT)
+    return bounded.masked_fill(wide.isinf(), float("nan"))
 
 
 def _widened(values: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ class ModelOutput(NamedTuple):
     """What a model makes of a batch of images."""
 
     lengths: Tensor
-    """`[B, J]` in [0, 1]: the probability of each class; those of capsules need not sum to 1."""
+    """`[B, J]` in [0, 1], but for rounding: the probability of each class; those of capsules need
+    not sum to 1."""
     poses: Tensor | None
     """`[B, J, D]`: the capsules of the classes; None where a model has none."""
     reconstruction: Tensor | None

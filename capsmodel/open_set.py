@@ -29,6 +29,7 @@ from pydantic_core import (
     CoreSchema,
     InitErrorDetails,
     PydanticCustomError,
+    PydanticKnownError,
     core_schema,
 )
 
@@ -72,11 +73,8 @@ class OpenSet:
         """
         if name in self.members and name not in self._registered:
             raise ValueError(f"{name!r} is taken: choose another name than {sorted(self.members)}")
-        field = config.model_fields.get("type")
-        if field is None or field.default != name:
-            raise ValueError(
-                f'{config.__name__} needs the field `type: Literal["{name}"] = "{name}"`'
-            )
+        if problem := _misnamed(name, config):
+            raise ValueError(problem)
         self._registered[name] = Member(config, implementation)
 
     @property
@@ -96,6 +94,9 @@ class OpenSet:
                 continue
             if not isinstance(member, Member) or point.name in found:
                 logger.warning("entry point %s = %s is left out", point.name, point.value)
+                continue
+            if problem := _misnamed(point.name, member.config):
+                logger.warning("entry point %s is left out: %s", point.name, problem)
                 continue
             found[point.name] = member
         return found
@@ -136,6 +137,10 @@ class OpenSet:
         kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
         if isinstance(kind, str) and kind in self._registered:
             return self._registered[kind].config.model_validate(value)
+        if isinstance(kind, str) and kind not in self.members:
+            known = ", ".join(map(repr, self.members))
+            context = {"discriminator": "'type'", "tag": kind, "expected_tags": known}
+            raise PydanticKnownError("union_tag_invalid", context)
         try:
             return handler(value)
         except ValidationError as error:
@@ -155,3 +160,11 @@ class OpenSet:
                 )
             )
         return ValidationError.from_exception_data(error.title, details)
+
+
+def _misnamed(name: str, config: type[BaseModel]) -> str | None:
+    """What is wrong with the `type` of a member's configuration, if anything."""
+    field = config.model_fields.get("type")
+    if field is not None and field.default == name:
+        return None
+    return f'{config.__name__} needs the field `type: Literal["{name}"] = "{name}"`'

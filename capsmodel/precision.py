@@ -27,12 +27,13 @@ def exact_fp32(device: torch.device, precision: Precision) -> Iterator[None]:
     if device.type != "cuda" or precision != "fp32":
         yield
         return
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        convolutions.fp32_precision = before
 
 
 def full_precision(device: torch.device) -> torch.autocast:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,6 +36,8 @@ from capsmodel.training_state import restore_state, restore_weights, take_state
 
 GUARD_STEPS = 50
 """Steps between two looks at the guard against divergence where a look waits for a GPU."""
+GUARD_BYTES = 1 << 30
+"""A look comes earlier where the batches since the last one take so much memory."""
 
 Split = Literal["train", "validation", "test"]
 Stopped = Literal["completed", "early-stopping", "requested"]
@@ -173,7 +174,7 @@ class Trainer:
             DivergedError: A loss is not finite.
         """
         if split == "validation" and not len(self.validation_indices):
-            raise ValueError("no validation part: dataset.validation_fraction is 0")
+            raise ValueError(self._no_validation_part())
         with deterministic_algorithms(self.config.deterministic):
             return self._evaluate(split)
 
@@ -189,7 +190,8 @@ class Trainer:
         """
         part, composition = self._part(split)
         count = composition.fixed_count(part)
-        chosen = torch.arange(0, count, max(1, count // limit))[:limit]
+        shown = min(limit, count)
+        chosen = torch.arange(shown) * count // shown
         return composition.fixed_batch(part, chosen.to(self.device))
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,10 +249,11 @@ class Trainer:
             terms.total.backward()  # type: ignore[no-untyped-call]
         gradient_norm = self._clip_gradient()
         self.step += 1
-        self._recent.append((self.step, batch))
         self._guard.watch(terms, gradient_norm, self.step)
-        if self.device.type == "cpu" or self.step % GUARD_STEPS == 0:
+        self._unchecked.append((self.step, batch))
+        if self._guard_is_due(batch):
             self._check_guard()
+            self._unchecked.clear()
         self.optimizer.step()
         return measure(terms, output.lengths, batch.labels), gradient_norm
 
@@ -274,7 +277,18 @@ class Trainer:
         self.composition: Composition = data.composition or Shifted(settings.max_shift)
         self._train_part = self._on_device(data.train_images[kept], labels[kept])
         held_out = self.validation_indices
+        if self.config.early_stopping and not len(held_out):
+            raise ValueError(
+                f"early_stopping needs a validation part: {self._no_validation_part()}"
+            )
         self._validation_part = self._on_device(data.train_images[held_out], labels[held_out])
+
+    def _no_validation_part(self) -> str:
+        fraction = self.config.dataset.validation_fraction
+        return (
+            f"dataset.validation_fraction is {fraction:g}, which of each class of "
+            f"{len(self.dataset.train_labels)} images holds out none"
+        )
 
     def _on_device(self, images: Tensor, labels: Tensor) -> Part:
         return Part(images.to(self.device), labels.to(self.device))
@@ -297,8 +311,15 @@ class Trainer:
         self._guard = DivergenceGuard(self.device)
         # Set here, fused Adam leaves the weights alone once the guard has tripped.
         self.optimizer.found_inf = self._guard.tripped  # type: ignore[attr-defined]
-        unseen = 1 if self.device.type == "cpu" else GUARD_STEPS
-        self._recent: deque[tuple[int, Batch]] = deque(maxlen=unseen)
+        self._unchecked: list[tuple[int, Batch]] = []
+        """Steps at which the guard was not asked yet, and their batches, to find a culprit in."""
+
+    def _guard_is_due(self, batch: Batch) -> bool:
+        """At every step on a CPU; on a GPU a look waits for it, so only now and then."""
+        if self.device.type == "cpu":
+            return True
+        kept = len(self._unchecked) * sum(t.nbytes for t in batch if t is not None)
+        return len(self._unchecked) >= GUARD_STEPS or kept >= GUARD_BYTES
 
     def _check_guard(self) -> None:
         """Raise DivergedError, with a diagnosis, if a step was not finite; waits for the device."""
@@ -306,7 +327,7 @@ class Trainer:
         if found is None:
             return
         term, step = found
-        batch = dict(self._recent).get(step)
+        batch = dict(self._unchecked).get(step)
         culprit = None
         if batch is not None:
             culprit = find_culprit(self.model, self.loss, batch, self.config.precision)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,28 @@ if TYPE_CHECKING:
 FORMAT = 2
 MAY_DIFFER = {"epochs", "early_stopping"}
 """Settings that only say when to end: a state may be loaded into a training with others."""
+
+
+KEYS = (
+    "format",
+    "config",
+    "dataset",
+    "epoch",
+    "step",
+    "best",
+    "stale_epochs",
+    "model",
+    "optimizer",
+    "sampler",
+    "draws",
+    "epoch_means",
+    "rng_cpu",
+    "rng_cuda",
+)
+"""What a state consists of."""
+ADAM_SETTINGS = {"lr", "betas", "eps", "params"}
+ADAM_MEMORY = {"step", "exp_avg", "exp_avg_sq"}
+"""What Adam keeps of each weight: a number and two tensors of the weight's shape."""
 
 
 class IncompatibleStateError(ValueError):
@@ -54,10 +76,11 @@ def restore_state(trainer: "Trainer", state: dict[str, Any]) -> None:
     """Put a state back; nothing is changed if it does not fit.
 
     Raises:
-        IncompatibleStateError: It is the state of another configuration or other data.
+        IncompatibleStateError: It is the state of another configuration or other data, or lacks
+            something.
     """
     _check(trainer, state)
-    restore_weights(trainer, state)
+    trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(_copy(state["optimizer"]))
     trainer.sampler.load_state_dict(state["sampler"])
     trainer.draws.set_state(state["draws"])
@@ -77,21 +100,8 @@ def restore_weights(trainer: "Trainer", state: dict[str, Any]) -> None:
     Raises:
         IncompatibleStateError: They are missing, or those of another model.
     """
-    weights = state.get("model")
-    if not isinstance(weights, dict):
-        raise IncompatibleStateError("the state holds no weights: it is not a Trainer's")
-    own = {name: list(value.shape) for name, value in trainer.model.state_dict().items()}
-    given = {name: list(value.shape) for name, value in weights.items()}
-    different = sorted(
-        name for name in own.keys() | given.keys() if own.get(name) != given.get(name)
-    )
-    if different:
-        name = different[0]
-        raise IncompatibleStateError(
-            f"{len(different)} weights do not fit the model; the first is {name}: "
-            f"{given.get(name, 'missing')} in the state, {own.get(name, 'missing')} in the model"
-        )
-    trainer.model.load_state_dict(weights)
+    _check_weights(trainer, state)
+    trainer.model.load_state_dict(state["model"])
 
 
 def _check(trainer: "Trainer", state: dict[str, Any]) -> None:
@@ -99,6 +109,9 @@ def _check(trainer: "Trainer", state: dict[str, Any]) -> None:
         raise IncompatibleStateError(
             f"the state has format {state.get('format')!r}, this release reads {FORMAT}"
         )
+    missing = [name for name in KEYS if name not in state]
+    if missing:
+        raise IncompatibleStateError(f"the state lacks {', '.join(missing)}")
     if state["config"] != config_digest(trainer.config):
         raise IncompatibleStateError(
             "the state belongs to another configuration; only "
@@ -109,6 +122,101 @@ def _check(trainer: "Trainer", state: dict[str, Any]) -> None:
             f"the state was trained on data with sha256 {state['dataset']}, "
             f"these have {trainer.dataset.sha256}"
         )
+    _check_weights(trainer, state)
+    _check_optimizer(trainer, state["optimizer"])
+    for name in ("epoch", "step", "stale_epochs"):
+        _check_alike(name, state[name], 0)
+    if state["best"] is not None:
+        names = {field.name for field in fields(Best)}
+        _check_keys("best", state["best"], names)
+        if unknown := sorted(state["best"].keys() - names):
+            raise IncompatibleStateError(f"the state's best has {', '.join(unknown)} too")
+    _check_alike("sampler", state["sampler"], trainer.sampler.state_dict())
+    _check_alike("epoch_means", state["epoch_means"], trainer.epoch_means.state_dict())
+    generators = {
+        "sampler.generator": state["sampler"]["generator"],
+        "draws": state["draws"],
+        "rng_cpu": state["rng_cpu"],
+    }
+    for name, value in generators.items():
+        _check_alike(name, value, torch.get_rng_state())
+        try:
+            torch.Generator().set_state(value)
+        except (RuntimeError, TypeError) as error:
+            raise IncompatibleStateError(f"the state's {name} is none: {error}") from error
+    if state["rng_cuda"] is not None and trainer.device.type == "cuda":
+        _check_alike("rng_cuda", state["rng_cuda"], _cuda_rng_state(trainer.device))
+
+
+def _check_weights(trainer: "Trainer", state: dict[str, Any]) -> None:
+    weights = state.get("model")
+    if not isinstance(weights, dict):
+        raise IncompatibleStateError("the state holds no weights: it is not a Trainer's")
+    own = {name: _form(value) for name, value in trainer.model.state_dict().items()}
+    given = {name: _form(value) for name, value in weights.items()}
+    different = sorted(
+        name for name in own.keys() | given.keys() if own.get(name) != given.get(name)
+    )
+    if different:
+        name, count = different[0], len(different)
+        which = f"{count} weights do not fit the model; the first is {name}"
+        if count == 1:
+            which = f"1 weight does not fit the model: {name}"
+        raise IncompatibleStateError(
+            f"{which}: {given.get(name, 'missing')} in the state, "
+            f"{own.get(name, 'missing')} in the model"
+        )
+
+
+def _check_optimizer(trainer: "Trainer", given: Any) -> None:
+    """Whether Adam's memory is that of these weights; it is empty before the first step."""
+    _check_keys("optimizer", given, {"state", "param_groups"})
+    own = trainer.optimizer.state_dict()["param_groups"]
+    groups = given["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(own):
+        raise IncompatibleStateError(f"the state's optimizer.param_groups are not {len(own)}")
+    for number, (group, own_group) in enumerate(zip(groups, own, strict=True)):
+        _check_keys(f"optimizer.param_groups[{number}]", group, ADAM_SETTINGS)
+        if group["params"] != own_group["params"]:
+            raise IncompatibleStateError(
+                f"the state's optimizer.param_groups[{number}] has other params"
+            )
+    _check_keys("optimizer.state", given["state"], set())
+    weights = [weight for group in trainer.optimizer.param_groups for weight in group["params"]]
+    for number, memory in given["state"].items():
+        name = f"optimizer.state[{number!r}]"
+        if number not in range(len(weights)):
+            raise IncompatibleStateError(f"the state's {name} belongs to no weight")
+        _check_keys(name, memory, ADAM_MEMORY)
+        for key in ADAM_MEMORY:
+            wanted = [] if key == "step" else _form(weights[number])
+            if _form(memory[key]) != wanted:
+                raise IncompatibleStateError(
+                    f"the state's {name}.{key} is {_form(memory[key])}, expected {wanted}"
+                )
+
+
+def _check_keys(name: str, given: Any, keys: set[str]) -> None:
+    """Whether a part of the state is a dict with at least these keys."""
+    if not isinstance(given, dict):
+        raise IncompatibleStateError(f"the state's {name} is a {type(given).__name__}, not a dict")
+    if missing := sorted(keys - given.keys()):
+        raise IncompatibleStateError(f"the state's {name} lacks {', '.join(missing)}")
+
+
+def _check_alike(name: str, given: Any, own: Any) -> None:
+    """Whether a part of the state has the form of the training's own."""
+    if isinstance(own, dict):
+        _check_keys(name, given, set(own))
+        for key, value in own.items():
+            _check_alike(f"{name}.{key}", given[key], value)
+    elif _form(given) != _form(own):
+        raise IncompatibleStateError(f"the state's {name} is {_form(given)}, expected {_form(own)}")
+
+
+def _form(value: Any) -> list[int] | str:
+    """A tensor's shape; of anything else the name of its type."""
+    return list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _cuda_rng_state(device: torch.device) -> torch.Tensor | None:

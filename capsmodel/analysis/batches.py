@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from capsmodel.model import Model, check_images, check_target, predicted_classes
+from capsmodel.precision import exact_fp32
 
 BATCH_SIZE = 250
 
@@ -15,9 +16,10 @@ BATCH_SIZE = 250
 def evaluating(model: Model) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exact_fp32(device, "fp32"):
             yield
     finally:
         for module, training in modes:

@@ -28,4 +28,7 @@ class Config(BaseModel):
         validate_by_name=True,
         validate_by_alias=True,
         serialize_by_alias=True,
+        # Schemas are built when first used: by then a package that adds a member to an open set can
+        # import everything that it needs from here.
+        defer_build=True,
     )

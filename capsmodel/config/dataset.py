@@ -74,7 +74,7 @@ class MultiMnistConfig(DatasetConfig):
     """Each digit is shifted by up to so many pixels each way: 4 in the paper, 6 in the authors'
     code."""
     test_partners: int = Field(default=1, ge=1, le=1000)
-    """Test pairs for each of the 10,000 test digits; the paper has 1,000."""
+    """Test pairs for each test digit; the paper has 1,000."""
     source: Literal["mnist", "mnist-5k"] = "mnist"
     """Whose digits are overlaid."""
 

@@ -1,5 +1,8 @@
 """Settings of the models, and the table of them."""
 
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -64,8 +67,9 @@ class CapsNetConfig(ModelConfig):
     class_bias: bool = False
     """A trained bias per class and dimension, added inside every pass (the authors' code)."""
     initialization: Literal["scaled", "official"] = "scaled"
-    """`scaled` follows each layer's fan-in; `official` is the authors' code: truncated normal, of
-    deviation 0.05 in the first convolution and 0.1 everywhere else, and every bias 0.1."""
+    """`scaled` follows the fan-in of convolutions and decoder, W has deviation 0.1; `official` is
+    the authors' code: truncated normal, of deviation 0.05 in the first convolution and 0.1
+    everywhere else, and every bias 0.1."""
     routing: Annotated[RoutingConfig, ROUTINGS] = DynamicRoutingConfig()
     decoder: DecoderConfig | None = DecoderConfig()
     """None trains without reconstruction."""
@@ -97,15 +101,47 @@ class CapsNetConfig(ModelConfig):
     def _image_fits(self) -> Self:
         if min(self.primary_grid) < 1:
             raise ValueError(self._misfit())
-        weights = self.primary_capsules * self.primary_dim * self.classes * self.class_dim
-        if weights > MAX_WEIGHTS:
-            raise ValueError(
-                f"{self.primary_capsules} primary capsules x {self.primary_dim} dimensions x "
-                f"{self.classes} classes x {self.class_dim} dimensions = {weights:,} routing "
-                f"weights, at most {MAX_WEIGHTS:,}; use fewer primary_types, a larger "
-                "primary_stride or fewer dimensions"
-            )
+        for layer, factors in self._layers():
+            check_weights(layer, factors)
         return self
+
+    def _layers(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Every layer with the factors of its number of weights."""
+        channels, height, width = self.image_shape
+        yield (
+            "the first convolution",
+            {
+                "channels": channels,
+                "conv_kernel squared": self.conv_kernel**2,
+                "conv_channels": self.conv_channels,
+            },
+        )
+        yield (
+            "the primary capsules",
+            {
+                "conv_channels": self.conv_channels,
+                "primary_kernel squared": self.primary_kernel**2,
+                "primary_types": self.primary_types,
+                "primary_dim": self.primary_dim,
+            },
+        )
+        yield (
+            "the routing",
+            {
+                "primary capsules": self.primary_capsules,
+                "primary_dim": self.primary_dim,
+                "classes": self.classes,
+                "class_dim": self.class_dim,
+            },
+        )
+        if self.decoder is not None:
+            units = (
+                self.classes * self.class_dim,
+                *self.decoder.hidden,
+                channels * height * width,
+            )
+            for units_in, units_out in pairwise(units):
+                yield "the decoder", {"units in": units_in, "units out": units_out}
 
     def _misfit(self) -> str:
         """The arithmetic by which the image is too small."""
@@ -175,13 +211,16 @@ class CnnConfig(ModelConfig):
                 f"kernels {list(self.kernels)} and channels {list(self.channels)} differ in "
                 "length: give one kernel size for each convolution"
             )
-        first = self.hidden[0] if self.hidden else self.classes
-        if self.features * first > MAX_WEIGHTS:
-            raise ValueError(
-                f"{self.features:,} features x {first} units = {self.features * first:,} weights "
-                f"in the first fully connected layer, at most {MAX_WEIGHTS:,}; use more pooling, "
-                "fewer channels or fewer hidden units"
-            )
+        widths = pairwise((self.image_shape[0], *self.channels))
+        for (channels_in, channels_out), kernel in zip(widths, self.kernels, strict=True):
+            factors = {
+                "channels in": channels_in,
+                "kernel squared": kernel**2,
+                "channels out": channels_out,
+            }
+            check_weights("a convolution", factors)
+        for units_in, units_out in pairwise((self.features, *self.hidden, self.classes)):
+            check_weights("a fully connected layer", {"units in": units_in, "units out": units_out})
         return self
 
 
@@ -207,3 +246,13 @@ def conv_arithmetic(name: str, pixels: int, kernel: int, stride: int, padding: i
         f"floor(({pixels} + 2 * {name}_padding {padding} - {name}_kernel {kernel}) / "
         f"{name}_stride {stride}) + 1"
     )
+
+
+def check_weights(layer: str, factors: Mapping[str, int]) -> None:
+    """Refuse more than `MAX_WEIGHTS` weights with a ValueError that shows the factors."""
+    weights = math.prod(factors.values())
+    if weights > MAX_WEIGHTS:
+        product = " x ".join(f"{value} {name}" for name, value in factors.items())
+        raise ValueError(
+            f"{layer}: {product} = {weights:,} weights, at most {MAX_WEIGHTS:,} in one layer"
+        )

@@ -1,6 +1,6 @@
 """Settings of one training: all that decides what a `Trainer` computes."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -57,13 +57,16 @@ class TrainingConfig(Config):
     @classmethod
     def _loss_of_a_cnn(cls, data: Any) -> Any:
         """A CNN has no capsules to which margins apply: its loss is cross-entropy, unless said."""
-        if not isinstance(data, dict) or "loss" in data:
+        if not isinstance(data, dict):
             return data
-        model = data.get("model")
+        model, loss = data.get("model"), data.get("loss", {})
         kind = model.get("type") if isinstance(model, dict) else getattr(model, "type", None)
-        if kind == CnnConfig.model_fields["type"].default:
-            return {**data, "loss": CrossEntropyLossConfig()}
-        return data
+        if kind != CnnConfig.model_fields["type"].default:
+            return data
+        if not isinstance(loss, dict) or "type" in loss:
+            return data
+        cross_entropy = CrossEntropyLossConfig.model_fields["type"].default
+        return {**data, "loss": {"type": cross_entropy, **loss}}
 
     @field_validator("model", mode="wrap")
     @classmethod
@@ -87,13 +90,17 @@ class TrainingConfig(Config):
                 )
         return model
 
-    @model_validator(mode="after")
-    def _early_stopping_can_see(self) -> Self:
-        if self.early_stopping and self.dataset.validation_fraction == 0:
+    @field_validator("early_stopping")
+    @classmethod
+    def _early_stopping_can_see(
+        cls, value: EarlyStoppingConfig | None, info: ValidationInfo
+    ) -> EarlyStoppingConfig | None:
+        dataset = info.data.get("dataset")
+        if value and dataset and dataset.validation_fraction == 0:
             raise ValueError(
                 "early_stopping needs a validation part: dataset.validation_fraction is 0"
             )
-        return self
+        return value
 
 
 def _plain(value: Any) -> Any:

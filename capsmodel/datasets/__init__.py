@@ -54,7 +54,7 @@ class Dataset:
     facts: dict[str, float] = field(default_factory=dict)
     """What else is worth knowing about the data, by name: shown with a job's results."""
     sha256: str = field(init=False)
-    """Digest of all images and labels and of the compositions: identifies the data."""
+    """Digest of images, labels, compositions and the number of classes: identifies the data."""
 
     def __post_init__(self) -> None:
         _check_part("train", self.train_images, self.train_labels, self.classes)
@@ -69,7 +69,8 @@ class Dataset:
             self.composition.identity if self.composition else "",
             self.test_composition.identity,
         )
-        object.__setattr__(self, "sha256", _digest(parts, "".join(made)))
+        meaning = f"{self.classes} classes, {self.targets} targets: {' / '.join(made)}"
+        object.__setattr__(self, "sha256", _digest(parts, meaning))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ A folder holds Parquet files or image files; what is no folder is a set of the h
 lie in its usual cache (HF_HOME), which many processes may use at once.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from capsmodel.datasets.split import hold_out
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
 TEST_SPLITS = ("test", "validation")
+OTHER_SPLITS = ("train", "val", "valid", "dev", "eval", "extra")
+"""What splits are called besides; files of theirs are of no other split."""
 TEST_FRACTION = 0.2
 SPLIT_SEED = 5000
 
@@ -29,8 +32,9 @@ SPLIT_SEED = 5000
 def load(config: HuggingFaceConfig, data_dir: Path) -> Dataset:
     """Load the set that `config` describes.
 
-    Labels are numbers from 0 on, or texts (as the folders of an image folder are), which count as
-    the training split's texts do once sorted. Where no split is there to test on, a fifth of every
+    Labels are whole numbers from 0 on, or texts (as the folders of an image folder are), which
+    count as the training split's texts do once sorted. The training split has images of every
+    class. Where no split is there to test on, a fifth of every
     class is held out; no seed of a training changes it.
 
     Args:
@@ -48,6 +52,7 @@ def load(config: HuggingFaceConfig, data_dir: Path) -> Dataset:
     test = _test_split(source, config)
     reader = _Reader(train, config)
     images, labels = reader.read(train)
+    reader.check_every_class(labels)
     if test is not None:
         test_images, test_labels = reader.read(test)
     else:
@@ -87,6 +92,11 @@ def _open(config: HuggingFaceConfig, data_dir: Path) -> Source:
 def _open_folder(folder: Path, config: HuggingFaceConfig) -> Source:
     """Parquet files wherever they lie below the folder, else image files."""
     if config.configuration:
+        if config.configuration in (".", "..") or re.search(r"[/\\]", config.configuration):
+            raise DataMissingError(
+                f"configuration is {config.configuration!r}: in a folder on this machine it is the "
+                f"name of one of the folders right in {folder}, not a path"
+            )
         folder = folder / config.configuration
         if not folder.is_dir():
             raise DataMissingError(
@@ -98,13 +108,16 @@ def _open_folder(folder: Path, config: HuggingFaceConfig) -> Source:
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if files:
-        return ParquetFolder(folder, files)
+        names = {config.train_split, *TEST_SPLITS, *OTHER_SPLITS}
+        if config.test_split is not None:
+            names.add(config.test_split)
+        return ParquetFolder(folder, files, names)
     images = ImageFolder(folder, config.train_split)
     if images:
         return images
     raise DataMissingError(
-        f"{folder} holds neither Parquet files ({config.train_split}*.parquet) nor images in one "
-        f"folder a class ({config.train_split}/<class>/*.png, or <class>/*.png)"
+        f"{folder} holds neither Parquet files (such as {config.train_split}.parquet) nor images "
+        f"in one folder a class ({config.train_split}/<class>/*.png, or <class>/*.png)"
     )
 
 
@@ -157,6 +170,18 @@ class _Reader:
             labels[index] = self._class_number(row)
         return torch.from_numpy(images), torch.from_numpy(labels)
 
+    def check_every_class(self, labels: Tensor) -> None:
+        """Refuse labels of a training split among which a class is missing."""
+        counts = torch.bincount(labels, minlength=self._config.classes)
+        missing = (counts == 0).nonzero().flatten().tolist()
+        if missing:
+            known = self._names or list(self._numbers)
+            names = [f"{number} ({known[number]})" if known else str(number) for number in missing]
+            raise DataCorruptError(
+                f"classes is {self._config.classes}, but the split to learn from has no image of "
+                f"{len(missing)} of them: {listed(names)}"
+            )
+
     def _check_columns(self, split: Split) -> None:
         """Refuse a split whose columns are others than the training split's."""
         _column(split, self._image_column, (), "image_column")
@@ -171,7 +196,8 @@ class _Reader:
     def _class_number(self, row: Row) -> int:
         """The label as a number in 0 .. classes-1."""
         label = self._numbers.get(row.label) if isinstance(row.label, str) else row.label
-        if isinstance(label, int) and 0 <= label < self._config.classes:
+        is_boolean = isinstance(label, bool)
+        if isinstance(label, int) and not is_boolean and 0 <= label < self._config.classes:
             return label
         expected = f"a whole number from 0 to {self._config.classes - 1}"
         if self._numbers:

@@ -55,7 +55,7 @@ def _explain(line: Any, document: Any) -> FieldError:
         detail, accepted = f"unknown type {_cut(str(value), MAX_VALUE)!r}", f"one of {_and(names)}"
         hint = _did_you_mean(str(value), names)
     elif kind == "extra_forbidden":
-        detail, hint = "unknown field", _hint_for_unknown(str(location[-1]), parent)
+        detail, hint = "unknown field", _hint_for_unknown(location, parent)
     elif kind == "value_error":  # a rule on several fields: the message tells what is accepted
         accepted = None
     elif kind == "missing":
@@ -162,11 +162,12 @@ def _length(node: Schema, suffix: str, noun: str) -> str:
 # ------------------------------------------------------------------------------------------ hints
 
 
-def _hint_for_unknown(name: str, parent: Schema | None) -> str | None:
+def _hint_for_unknown(location: Location, parent: Schema | None) -> str | None:
+    name, here = str(location[-1]), ".".join(map(str, location))
     known = list((parent or {}).get("properties", {}))
     if hint := _did_you_mean(name, known):
         return hint
-    if elsewhere := [path for path in _paths() if path.rpartition(".")[2] == name]:
+    if elsewhere := [p for p in _paths() if p.rpartition(".")[2] == name and p != here]:
         return f"that field stands at {_and(elsewhere)}"
     return f"known fields: {', '.join(known)}" if known else None
 

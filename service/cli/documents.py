@@ -124,4 +124,6 @@ def _preset(spec: TrainSpec) -> dict[str, Any]:
     document["dataset"] = {"type": spec.dataset.type, **stated}
     for name in FROM_DATASET:
         document["model"].pop(name)
+    if spec.loss == TrainSpec(model=spec.model, dataset=spec.dataset).loss:
+        document.pop("loss")  # the model's default, which another model's may not be
     return document

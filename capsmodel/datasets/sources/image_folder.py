@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from capsmodel.datasets import DataCorruptError
 from capsmodel.datasets.sources import Row, Source, Split, listed
 
 SUFFIXES = frozenset(
@@ -14,7 +15,8 @@ SUFFIXES = frozenset(
 class ImageFolder(Source):
     """A folder with `<split>/<class>/*.png`, or without splits `<class>/*.png`.
 
-    Without splits all images are the training split, whatever that is called.
+    Without splits all images are the training split, whatever that is called. Images lie right in
+    the folder of their class: a split with images above or below these folders is refused.
     """
 
     def __init__(self, folder: Path, train_split: str) -> None:
@@ -24,25 +26,53 @@ class ImageFolder(Source):
         self._splits = {
             inner.name: classes for inner in _folders(folder) if (classes := _classes(inner))
         }
-        self._classes = {} if self._splits else _classes(folder)
+        self._classes = _classes(folder)
 
     def __bool__(self) -> bool:
         """Whether there are any images."""
         return bool(self._splits or self._classes)
 
     def find(self, name: str) -> Split | None:
-        """The images of the split's classes."""
-        if self._classes and name == self._train_split:
-            return ImageFolderSplit(self._classes)
-        classes = self._splits.get(name)
-        return ImageFolderSplit(classes) if classes else None
+        """The images of the split's classes.
+
+        Raises:
+            DataCorruptError: Some images of the split are in no class's folder.
+        """
+        if not self._splits:
+            return self._split(self._folder, self._classes) if name == self._train_split else None
+        folder = self._folder / name
+        if folder not in _folders(self._folder):
+            return None
+        if name not in self._splits or name in self._classes:
+            raise DataCorruptError(
+                f"{folder} is a split's folder, but {_what_is_wrong(folder)}: expected "
+                f"{name}/<class>/*.png"
+            )
+        return self._split(folder, self._splits[name])
 
     @property
     def contents(self) -> str:
         """The names of the splits, or of the classes."""
-        if self._splits:
+        if not self._splits:
+            return f"{self._folder} has no splits, but the classes {listed(list(self._classes))}"
+        if not self._classes or self._train_split in self._splits:
             return f"{self._folder} has the splits {listed(list(self._splits))}"
-        return f"{self._folder} has no splits, but the classes {listed(list(self._classes))}"
+        name, classes = next(iter(self._splits.items()))
+        return (
+            f"{self._folder} has images right in the folders {listed(list(self._classes))}, as "
+            f"classes have them, and images one folder deeper, as in {name}/{next(iter(classes))}: "
+            "move these into their class's folder itself"
+        )
+
+    def _split(self, folder: Path, classes: dict[str, list[Path]]) -> Split:
+        """The images of the classes that lie in a folder, and none of theirs left out."""
+        for inner in _folders(folder):
+            deeper = next(_images_below(inner), None)
+            if deeper is not None:
+                raise DataCorruptError(
+                    f"{deeper} is not right in its class's folder: move it into {inner}"
+                )
+        return ImageFolderSplit(classes)
 
 
 class ImageFolderSplit(Split):
@@ -91,3 +121,18 @@ def _images(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Image files in the folders of a folder, however deep."""
+    for inner in _folders(folder):
+        yield from _images(inner)
+        yield from _images_below(inner)
+
+
+def _what_is_wrong(folder: Path) -> str:
+    """Why a folder is no split's."""
+    images = _images(folder)
+    if images:
+        return f"its images ({listed([path.name for path in images], 3)}) are in no class's folder"
+    return "it has no folders with images"

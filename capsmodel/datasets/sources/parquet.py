@@ -1,6 +1,7 @@
 """Parquet files in a folder, as a hub's repository holds them and as anyone can write them."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,47 @@ from capsmodel.datasets import DataCorruptError
 from capsmodel.datasets.sources import Source, Split, extra_packages, listed
 from capsmodel.datasets.sources.arrow import BATCH_ROWS, ArrowSplit, Batch, names_of_class_label
 
+SHARD = r"[-._][0-9]+([-._].*)?"
+"""What may follow a split's name in a file's: `-00000-of-00002`, `_0001`, `.3`."""
+
 
 class ParquetFolder(Source):
     """A folder of Parquet files, each of one split.
 
-    The file's name begins with the split's (`data/train-00000-of-00002.parquet`), or the file lies
-    in a folder of the split's name (`train/0000.parquet`).
+    The file's name is the split's, alone or with the number of a shard
+    (`data/train-00000-of-00002.parquet`), or else the file lies in a folder of the split's name
+    (`train/0000.parquet`). The file's own name decides before a folder's, the nearest folder's
+    before another one's, and a long name before a shorter one.
     """
 
-    def __init__(self, folder: Path, files: list[Path]) -> None:
-        """Take the files, which lie anywhere below `folder`, in the order in which to read them."""
+    def __init__(self, folder: Path, files: list[Path], names: Collection[str]) -> None:
+        """Sort the files by their splits.
+
+        Args:
+            folder: The set's folder.
+            files: Files anywhere below it, in the order in which to read them.
+            names: What splits are called here: the ones to find, and others that are none of them.
+        """
         self._folder = folder
         self._files = files
+        longest_first = sorted(names, key=len, reverse=True)
+        self._splits: dict[str, list[Path]] = {}
+        for file in files:
+            name = _split_of(file.relative_to(folder), longest_first)
+            if name is not None:
+                self._splits.setdefault(name, []).append(file)
 
     def find(self, name: str) -> Split | None:
-        """The files of the split, together."""
-        files = [file for file in self._files if self._is_of(file, name)]
-        return ParquetSplit(files) if files else None
+        """The files of the split, together.
+
+        Raises:
+            DataCorruptError: A file is damaged, or the files are of several configurations.
+        """
+        files = self._splits.get(name)
+        if not files:
+            return None
+        self._check_one_configuration(name, files)
+        return ParquetSplit(files)
 
     @property
     def contents(self) -> str:
@@ -33,9 +58,32 @@ class ParquetFolder(Source):
         names = [str(file.relative_to(self._folder)) for file in self._files]
         return f"{self._folder} has the Parquet files {listed(names)}"
 
-    def _is_of(self, file: Path, name: str) -> bool:
-        folders = file.relative_to(self._folder).parts[:-1]
-        return file.name.startswith(name) or name in folders
+    def _check_one_configuration(self, split: str, files: list[Path]) -> None:
+        """Refuse files of a split that lie beside each other in folders that are no split's."""
+        found = {_configuration(file.relative_to(self._folder), split) for file in files}
+        if len(found) > 1:
+            raise DataCorruptError(
+                f"the split {split!r} is in several folders of {self._folder}: "
+                f"{listed(sorted(map(str, found)))}. Name one of them in the setting "
+                "`configuration`, or set `path` to the one to take"
+            )
+
+
+def _split_of(file: Path, names: list[str]) -> str | None:
+    """The split of a file, named by its path in the set; the first name that fits is taken."""
+    for name in names:
+        if file.stem == name or re.fullmatch(re.escape(name) + SHARD, file.stem):
+            return name
+    for folder in reversed(file.parts[:-1]):
+        if folder in names:
+            return folder
+    return None
+
+
+def _configuration(file: Path, split: str) -> Path:
+    """The folder in which the file's split lies; what is below the split's own folder is of it."""
+    folders = file.parts[:-1]
+    return Path(*folders[: folders.index(split)] if split in folders else folders)
 
 
 class ParquetSplit(ArrowSplit):

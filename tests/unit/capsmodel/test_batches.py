@@ -16,10 +16,6 @@ class TestHoldOut:
         assert torch.bincount(LABELS[held_out]).tolist() == [4, 2, 1]
         assert torch.cat([kept, held_out]).sort().values.tolist() == list(range(70))
 
-    def test_not_stratified(self) -> None:
-        kept, held_out = hold_out(LABELS, 0.5, seed=3, stratified=False)
-        assert len(kept) == len(held_out) == 35
-
     def test_the_seed_decides(self) -> None:
         parts = [hold_out(LABELS, 0.3, seed)[1].tolist() for seed in (3, 3, 4)]
         assert parts[0] == parts[1] != parts[2]

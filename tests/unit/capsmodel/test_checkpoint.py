@@ -1,5 +1,6 @@
 """Checkpoints: whole or refused, and the folder that keeps the newest and the best."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -33,6 +34,11 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def change_sidecar(path: Path, **changes: Any) -> None:
+    sidecar = path.with_name(f"{path.name}.json")
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **changes}))
+
+
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -53,14 +59,19 @@ class TestFile:
         assert read_info(info.path) == info
         assert (info.epoch, info.step) == (2, 30)
 
-    def test_the_sidecar_describes_the_file(self, tmp_path) -> None:
+    def test_the_sidecar_describes_the_file_and_itself(self, tmp_path) -> None:
         info = save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
+        size = info.path.stat().st_size
+        canonical = (
+            f'{{"epoch":2,"schema_version":2,"sha256":"{info.sha256}","size":{size},"step":30}}'
+        )
         assert json.loads((tmp_path / "a.pt.json").read_text()) == {
-            "schema_version": 1,
+            "schema_version": 2,
             "sha256": info.sha256,
-            "size": info.path.stat().st_size,
+            "size": size,
             "epoch": 2,
             "step": 30,
+            "sidecar_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
         }
 
     def test_nothing_else_is_left_behind(self, tmp_path) -> None:
@@ -84,7 +95,7 @@ class TestFile:
         with pytest.raises(BadCheckpointError, match="another file"):
             load_checkpoint(tmp_path / "a.pt", sha256="0" * 64)
 
-    @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"schema_version": 1}'])
+    @pytest.mark.parametrize("content", [None, "", "{}", "[]", "2", '{"schema_version": 2}'])
     def test_a_damaged_sidecar_is_refused(self, tmp_path, content) -> None:
         info = save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
         sidecar = tmp_path / "a.pt.json"
@@ -93,11 +104,21 @@ class TestFile:
             load_checkpoint(info.path)
         assert load_checkpoint(info.path, info.sha256)["steps"] == [1, 2]
 
-    def test_a_newer_sidecar_is_refused(self, tmp_path) -> None:
+    @pytest.mark.parametrize("version", [1, 3])
+    def test_a_sidecar_of_another_release_is_refused(self, tmp_path, version) -> None:
         info = save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
-        sidecar = tmp_path / "a.pt.json"
-        sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "schema_version": 2}))
-        with pytest.raises(BadCheckpointError, match="schema_version 2, this release reads 1"):
+        change_sidecar(info.path, schema_version=version)
+        message = f"schema_version {version}, this release reads 2"
+        with pytest.raises(BadCheckpointError, match=message):
+            read_info(info.path)
+
+    @pytest.mark.parametrize(
+        "changes", [{"step": 1007}, {"epoch": 3}, {"size": 1}, {"name": "new"}], ids=str
+    )
+    def test_a_changed_field_of_the_sidecar_is_noticed(self, tmp_path, changes) -> None:
+        info = save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=7)
+        change_sidecar(info.path, **changes)
+        with pytest.raises(BadCheckpointError, match=r"a\.pt\.json is damaged"):
             read_info(info.path)
 
     def test_code_is_never_run(self, tmp_path) -> None:
@@ -120,6 +141,34 @@ class TestFile:
         with pytest.raises(OSError, match="no power"):
             save_checkpoint(tmp_path / "a.pt", state(2), epoch=2, step=2)
         assert read_info(info.path) == info
+
+    def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_too(
+        self, tmp_path, monkeypatch
+    ) -> None:
+        """Power that fails between two of these steps finds the old file or the new one."""
+        done: list[tuple[str, str]] = []
+        fsync, replace = os.fsync, os.replace
+
+        def recorded_fsync(descriptor: int) -> None:
+            done.append(("flush", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+            fsync(descriptor)
+
+        def recorded_replace(source: Path, target: Path) -> None:
+            done.append(("rename", f"{source.name} {target.name}"))
+            replace(source, target)
+
+        monkeypatch.setattr(checkpoint.os, "fsync", recorded_fsync)
+        monkeypatch.setattr(checkpoint.os, "replace", recorded_replace)
+        save_checkpoint(tmp_path / "a.pt", state(), epoch=2, step=30)
+        expected = []
+        for name in ("a.pt", "a.pt.json"):
+            temporary = f".{name}.{os.getpid()}.tmp"
+            expected += [
+                ("flush", temporary),
+                ("rename", f"{temporary} {name}"),
+                ("flush", tmp_path.name),
+            ]
+        assert done == expected
 
 
 class TestFolder:
@@ -149,6 +198,32 @@ class TestFolder:
         assert found == older
         assert len(problems) == 1
         assert "step-00000006.pt" in problems[0]
+
+    def test_a_step_that_the_sidecar_makes_up_is_not_believed(self, folder) -> None:
+        older = folder.save(state(), epoch=0, step=5)
+        change_sidecar(folder.save(state(), epoch=0, step=7).path, step=1007)
+        found, problems = folder.newest_verified()
+        assert found == older
+        assert "step-00000007.pt.json is damaged" in problems[0]
+
+    @pytest.mark.parametrize("changes", [{"step": 1007}, {"schema_version": 1}], ids=str)
+    def test_a_changed_sidecar_of_the_best_is_mended_or_refused(self, folder, changes) -> None:
+        best = folder.mark_best(folder.save(state(1), epoch=1, step=1))
+        change_sidecar(best.path, **changes)
+        assert folder.best() == best
+        for step in (2, 3):  # the twin goes
+            folder.save(state(step), epoch=1, step=step)
+        change_sidecar(best.path, **changes)
+        with pytest.raises(BadCheckpointError, match=r"best\.pt\.json"):
+            folder.best()
+
+    def test_a_changed_sidecar_mends_no_other(self, folder) -> None:
+        info = folder.save(state(1), epoch=1, step=1)
+        best = folder.mark_best(info)
+        for path in (info.path, best.path):
+            change_sidecar(path, step=1007)
+        with pytest.raises(BadCheckpointError, match=r"best\.pt\.json is damaged"):
+            folder.best()
 
     def test_nothing_is_found_where_all_are_damaged(self, folder) -> None:
         for step in (5, 6):

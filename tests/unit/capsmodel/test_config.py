@@ -7,6 +7,7 @@ from capsmodel import presets
 from capsmodel.config import (
     CapsNetConfig,
     CnnConfig,
+    DecoderConfig,
     ExpandedMnistConfig,
     HuggingFaceConfig,
     Mnist5kConfig,
@@ -60,6 +61,10 @@ def test_a_cnn_learns_by_cross_entropy_unless_said_otherwise() -> None:
     assert TrainingConfig(model=CnnConfig()).loss.type == "cross-entropy"
     assert TrainingConfig.model_validate({"model": {"type": "cnn"}}).loss.type == "cross-entropy"
     assert TrainingConfig().loss.type == "margin"
+    weighed = TrainingConfig.model_validate(
+        {"model": {"type": "cnn"}, "loss": {"reconstruction_weight": 0.001}}
+    )
+    assert weighed.loss.type == "cross-entropy"
     chosen = TrainingConfig.model_validate({"model": {"type": "cnn"}, "loss": {"type": "margin"}})
     assert chosen.loss.type == "margin"
 
@@ -70,10 +75,39 @@ def test_each_kernel_belongs_to_a_convolution() -> None:
 
 
 def test_a_net_too_large_is_refused_with_its_size() -> None:
-    with pytest.raises(ValidationError, match=r"= 377,487,360 weights in the first"):
+    with pytest.raises(
+        ValidationError,
+        match=r"fully connected layer: 65536 units in x 5760 units out = 377,487,360",
+    ):
         CnnConfig(channels=(256,), kernels=(5,), hidden=(5760,), image_shape=(1, 16, 16))
-    with pytest.raises(ValidationError, match=r"routing weights, at most 100,000,000"):
+    with pytest.raises(ValidationError, match=r"routing: .* weights, at most 100,000,000"):
         CapsNetConfig(image_shape=(1, 128, 128), classes=100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"conv_channels": 2048, "primary_types": 256, "primary_dim": 128},
+            "primary capsules: 2048",
+        ),
+        ({"image_shape": (16, 512, 512), "primary_stride": 8, "conv_stride": 8}, "decoder: "),
+    ],
+)
+def test_no_layer_may_be_too_large(settings: dict[str, object], message: str) -> None:
+    decoder = DecoderConfig(hidden=(8192, 8192))
+    with pytest.raises(ValidationError, match=message):
+        CapsNetConfig(**settings, decoder=decoder)
+    with pytest.raises(ValidationError, match="a convolution: 2048 channels in x 961"):
+        CnnConfig(channels=(2048, 2048), kernels=(31, 31), pool=4)
+
+
+def test_early_stopping_without_a_validation_part_is_refused_at_its_place() -> None:
+    with pytest.raises(ValidationError) as refused:
+        TrainingConfig.model_validate(
+            {"dataset": {"validation_fraction": 0}, "early_stopping": {"patience": 2}}
+        )
+    assert refused.value.errors()[0]["loc"] == ("early_stopping",)
 
 
 def test_the_presets_differ_where_paper_and_code_differ_and_nowhere_else() -> None:
@@ -84,3 +118,17 @@ def test_the_presets_differ_where_paper_and_code_differ_and_nowhere_else() -> No
     assert loss == {"scale"}
     rest = set(paper) - {"model", "loss"}
     assert {name: paper[name] for name in rest} == {name: official[name] for name in rest}
+
+
+def test_on_multimnist_the_learning_rate_falls_ten_times_more_slowly() -> None:
+    slowly = 10 * presets.PAPER.schedule.decay_steps
+    assert presets.MULTIMNIST.schedule.decay_steps == slowly
+    assert presets.MULTIMNIST_BASELINE.schedule.decay_steps == slowly
+    assert presets.BASELINE.schedule == presets.PAPER.schedule
+
+
+def test_the_baselines_learn_by_cross_entropy_and_the_nets_by_the_margin_loss() -> None:
+    for baseline in (presets.BASELINE, presets.MULTIMNIST_BASELINE):
+        assert (baseline.model.type, baseline.loss.type) == ("cnn", "cross-entropy")
+    for net in (presets.PAPER, presets.OFFICIAL, presets.MULTIMNIST):
+        assert (net.model.type, net.loss.type) == ("capsnet", "margin")

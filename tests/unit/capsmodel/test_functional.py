@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from capsmodel.functional import compute_votes, lengths, squash
+from capsmodel.functional import compute_votes, exponential_squash, lengths, squash
 
 HALF_PRECISION = [torch.float16, torch.bfloat16]
 
@@ -48,6 +48,15 @@ def test_squash_of_large_norms_does_not_overflow(dtype) -> None:
     v.sum().backward()
     assert v.float().norm(dim=-1).tolist() == pytest.approx([1, 1], rel=1e-2)
     assert s.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("function", [squash, exponential_squash])
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_is_not_hidden(function, bad: float) -> None:
+    s = torch.ones(2, 8)
+    s[0, 3] = bad
+    assert function(s)[0].isnan().any()
+    assert function(s)[1].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", HALF_PRECISION)

@@ -121,6 +121,24 @@ class TestParquet:
         with pytest.raises(DataMissingError, match="configuration is 'none', but there is no"):
             load(tmp_path, configuration="none")
 
+    @pytest.mark.parametrize("name", ["/etc", "../p2", "..", ".", "a/b", "a\\b", "digits/"])
+    def test_a_configuration_stays_in_the_folder(self, tmp_path, name) -> None:
+        for folder in ("set/digits", "set/a/b", "p2"):
+            write_as_the_hub(tmp_path / folder / "train.parquet", GREY, LABELS)
+        with pytest.raises(DataMissingError, match=r"configuration is .* not a path"):
+            load(tmp_path, configuration=name)
+
+    @pytest.mark.parametrize("file", ["train.parquet", "train/0000.parquet", "train/x/0.parquet"])
+    def test_configurations_are_not_merged(self, tmp_path, file) -> None:
+        for name in ("digits", "letters"):
+            write_as_the_hub(tmp_path / "set" / name / file, GREY, LABELS)
+            write_as_the_hub(tmp_path / "set" / name / "test.parquet", GREY_TEST, LABELS_TEST)
+        message = r"'train' is in several folders of .*: digits, letters\. .* `configuration`"
+        with pytest.raises(DataCorruptError, match=message):
+            load(tmp_path)
+        found = load(tmp_path, configuration="digits")
+        assert_holds(found, (GREY, LABELS), (GREY_TEST, LABELS_TEST))
+
     @pytest.mark.parametrize("dictionary", [True, False])
     def test_labels_that_are_texts_count_in_their_sorted_order(self, tmp_path, dictionary) -> None:
         def texts(labels: list[int]) -> pa.Array:
@@ -186,6 +204,52 @@ class TestImageFolder:
         ):
             load(tmp_path)
 
+    @pytest.mark.parametrize(
+        ("file", "message"),
+        [
+            ("1.png", r"set/test is a split's folder, but its images \(1\.png\) are in no class's"),
+            ("a/b/1.png", r"set/test is .* it has no folders with images: expected test/<class>/"),
+        ],
+    )
+    def test_a_test_folder_without_classes_is_refused(self, tmp_path, file, message) -> None:
+        write_folder(tmp_path / "set" / "train", images(30, 1, 6, 5), [*self.NAMES] * 10)
+        path = tmp_path / "set" / "test" / file
+        path.parent.mkdir(parents=True)
+        path.write_bytes(png(GREY[0]))
+        with pytest.raises(DataCorruptError, match=message):
+            load(tmp_path)
+
+    def test_a_split_with_images_beside_its_classes_is_refused(self, tmp_path) -> None:
+        write_folder(tmp_path / "set" / "train", images(30, 1, 6, 5), [*self.NAMES] * 10)
+        (tmp_path / "set" / "train" / "stray.png").write_bytes(png(GREY[0]))
+        with pytest.raises(DataCorruptError, match=r"set/train .* \(stray\.png\) are in no class"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("file", "error", "message"),
+        [
+            ("cat/extra/1.png", DataMissingError, "one folder deeper, as in cat/extra: move these"),
+            (
+                "cat/a/b/1.png",
+                DataCorruptError,
+                r"cat/a/b/1\.png is not right in its class's",
+            ),
+        ],
+    )
+    def test_images_below_a_class_are_refused(self, tmp_path, file, error, message) -> None:
+        write_folder(tmp_path / "set", images(30, 1, 6, 5), [*self.NAMES] * 10)
+        path = tmp_path / "set" / file
+        path.parent.mkdir(parents=True)
+        path.write_bytes(png(GREY[0]))
+        with pytest.raises(error, match=message):
+            load(tmp_path)
+
+    def test_images_below_a_class_of_a_split_are_refused(self, tmp_path) -> None:
+        write_folder(tmp_path / "set" / "train", images(30, 1, 6, 5), [*self.NAMES] * 10)
+        write_folder(tmp_path / "set" / "train" / "cat", GREY[:1], ["extra"])
+        with pytest.raises(DataCorruptError, match=r"extra/000\.png is not right .* into .*cat"):
+            load(tmp_path)
+
     def test_an_undecodable_file_is_named(self, tmp_path) -> None:
         write_folder(tmp_path / "set", GREY, [self.NAMES[label] for label in LABELS])
         (tmp_path / "set" / "dog" / "001.png").write_bytes(b"no image")
@@ -218,6 +282,40 @@ class TestSplits:
         write_as_the_hub(tmp_path / "set" / "test.parquet", GREY, LABELS)
         data = load(tmp_path, train_split="test")
         assert (len(data.train_labels), len(data.test_labels)) == (9, 3)
+
+    @pytest.mark.parametrize("other", ["train_small", "train-small", "train.1", "train_2"])
+    def test_a_split_whose_name_begins_as_another_one(self, tmp_path, other) -> None:
+        write_as_the_hub(tmp_path / "set" / "train-00000.parquet", GREY, LABELS)
+        write_as_the_hub(tmp_path / "set" / f"{other}-00000.parquet", GREY_TEST, LABELS_TEST)
+        found = load(tmp_path, test_split=other)
+        assert_holds(found, (GREY, LABELS), (GREY_TEST, LABELS_TEST))
+
+    @pytest.mark.parametrize("other", ["test_ood", "test-ood", "test.ood"])
+    def test_a_split_that_nobody_asks_for_is_left_out(self, tmp_path, other) -> None:
+        write_as_the_hub(tmp_path / "set" / "train-0.parquet", GREY, LABELS)
+        write_as_the_hub(tmp_path / "set" / "test-0.parquet", GREY_TEST, LABELS_TEST)
+        write_as_the_hub(tmp_path / "set" / f"{other}-0.parquet", GREY, LABELS)
+        assert_holds(load(tmp_path), (GREY, LABELS), (GREY_TEST, LABELS_TEST))
+
+    @pytest.mark.parametrize("shard", ["-{}", "-{}-of-00002-ab12", "_{}", ".{}", "-{}.snappy"])
+    def test_shards(self, tmp_path, shard) -> None:
+        for number, part in (("00000", slice(5)), ("00001", slice(5, 12))):
+            name = f"train{shard.format(number)}.parquet"
+            write_as_the_hub(tmp_path / "set" / name, GREY[part], LABELS[part])
+        write_as_the_hub(tmp_path / "set" / "test.parquet", GREY_TEST, LABELS_TEST)
+        assert_holds(load(tmp_path), (GREY, LABELS), (GREY_TEST, LABELS_TEST))
+
+    def test_the_name_of_a_file_decides_before_that_of_its_folder(self, tmp_path) -> None:
+        write_as_the_hub(tmp_path / "set" / "train" / "test-0.parquet", GREY_TEST, LABELS_TEST)
+        with pytest.raises(DataMissingError, match=r"'train', but .* train/test-0\.parquet"):
+            load(tmp_path)
+        write_as_the_hub(tmp_path / "set" / "train" / "0.parquet", GREY, LABELS)
+        assert_holds(load(tmp_path), (GREY, LABELS), (GREY_TEST, LABELS_TEST))
+
+    def test_the_nearest_folder_of_a_split_decides(self, tmp_path) -> None:
+        write_as_the_hub(tmp_path / "set" / "train" / "0.parquet", GREY, LABELS)
+        write_as_the_hub(tmp_path / "set" / "train" / "test" / "0.parquet", GREY_TEST, LABELS_TEST)
+        assert_holds(load(tmp_path), (GREY, LABELS), (GREY_TEST, LABELS_TEST))
 
     @pytest.mark.parametrize("field", ["train_split", "test_split"])
     def test_an_unknown_split_is_refused_with_what_there_is(self, three, field) -> None:
@@ -312,6 +410,24 @@ class TestRefused:
     def test_labels_that_are_fractions(self, tmp_path) -> None:
         write_plain(tmp_path / "set" / "train.parquet", [png(p) for p in GREY], [0.5] * 12)
         with pytest.raises(DataCorruptError, match=r"row 0 of .* the label is 0\.5, expected"):
+            load(tmp_path)
+
+    def test_labels_that_are_booleans(self, tmp_path) -> None:
+        write_plain(tmp_path / "set" / "train.parquet", [png(p) for p in GREY], [True, False] * 6)
+        with pytest.raises(DataCorruptError, match=r"row 0 of .* the label is True, expected a wh"):
+            load(tmp_path, classes=2)
+
+    def test_a_class_without_an_image_to_learn_from(self, tmp_path) -> None:
+        write_plain(tmp_path / "set" / "train.parquet", [png(p) for p in GREY], [0] * 12)
+        with pytest.raises(DataCorruptError, match=r"classes is 2, .* no image of 1 of them: 1$"):
+            load(tmp_path, classes=2)
+        with pytest.raises(DataCorruptError, match=r"no image of 14 of them: 1, .*, 10 and 4 more"):
+            load(tmp_path, classes=15)
+
+    def test_a_named_class_without_an_image_to_learn_from(self, tmp_path) -> None:
+        write_as_the_hub(tmp_path / "set" / "train.parquet", GREY, [0, 1] * 6)
+        write_as_the_hub(tmp_path / "set" / "test.parquet", GREY_TEST, LABELS_TEST)
+        with pytest.raises(DataCorruptError, match=r"no image of 1 of them: 2 \(emu\)"):
             load(tmp_path)
 
     def test_a_text_without_a_label_among_texts(self, tmp_path) -> None:

@@ -102,6 +102,34 @@ def test_an_installed_package_adds_a_member(routings) -> None:
     assert net.model_dump() == {"routing": {"type": "echo", "volume": 5}}
 
 
+def test_a_package_that_imports_what_it_needs_from_the_configuration_is_loaded(tmp_path) -> None:
+    """In a process of its own, with metadata as pip writes it, whichever module comes first."""
+    (tmp_path / "echo_routing.py").write_text(
+        "from typing import Literal\n"
+        "from capsmodel.config import LossConfig, RoutingConfig\n"
+        "from capsmodel.open_set import Member\n"
+        "class EchoConfig(RoutingConfig):\n"
+        "    type: Literal['echo'] = 'echo'\n"
+        "class NamelessConfig(RoutingConfig):\n"
+        "    type: Literal['other'] = 'other'\n"
+        "MEMBER = Member(EchoConfig, 'capsmodel.routing.uniform:UniformRouting')\n"
+        "MISNAMED = Member(NamelessConfig, 'capsmodel.routing.uniform:UniformRouting')\n"
+    )
+    metadata = tmp_path / "echo_routing-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-routing\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[capsmodel.routings]\necho = echo_routing:MEMBER\nnameless = echo_routing:MISNAMED\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from capsmodel.config import TrainingConfig, ROUTINGS\n"
+        "spec = TrainingConfig.model_validate({'model': {'routing': {'type': 'echo'}}})\n"
+        "print(spec.model.routing.type, *ROUTINGS.members)"
+    )
+    assert run_python(code).split() == ["echo", "dynamic", "uniform", "self-attention", "echo"]
+
+
 class LoudConfig(RoutingConfig):
     """A member that a script registers."""
 
@@ -132,6 +160,8 @@ def test_a_script_registers_a_member(loud) -> None:
     with pytest.raises(ValidationError, match="less than or equal to 11") as refused:
         Net.model_validate({"routing": {"type": "loud", "volume": 12}})
     assert refused.value.errors()[0]["loc"] == ("routing", "volume")
+    with pytest.raises(ValidationError, match="'uniform', 'self-attention', 'loud'"):
+        Net.model_validate({"routing": {"type": "quiet"}})
 
 
 def test_a_member_is_registered_under_a_name_of_its_own() -> None:

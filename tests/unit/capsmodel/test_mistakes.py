@@ -32,7 +32,7 @@ from capsmodel.datasets.composition import Composition, Part
 from capsmodel.datasets.download import RemoteFile, fetch
 from capsmodel.datasets.multimnist import Overlaid
 from capsmodel.decoder import Decoder
-from capsmodel.functional import lengths, squash
+from capsmodel.functional import exponential_squash, lengths, squash
 from capsmodel.layers import PrimaryCaps
 from capsmodel.losses import build_loss, reconstruction_loss
 from capsmodel.losses.margin import margin_loss
@@ -131,6 +131,11 @@ def squash_by_safe_root(s: Tensor) -> Tensor:
     return square / (1 + square) * s / (square + 1e-6).sqrt()
 
 
+def exponential_squash_by_division(s: Tensor) -> Tensor:
+    length = s.norm(dim=-1, keepdim=True)
+    return (1 - (-length).exp()) * s / length
+
+
 def length_by_root(vectors: Tensor) -> Tensor:
     return (vectors * vectors).sum(dim=-1).sqrt()
 
@@ -154,25 +159,30 @@ def check_large_vectors(function: Callable[[Tensor], Tensor], dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_PRECISION])
-@pytest.mark.parametrize("function", [squash, lengths])
+@pytest.mark.parametrize("function", [squash, exponential_squash, lengths])
 def test_zero_vectors_have_finite_gradients(function, dtype) -> None:
     check_zero_vectors(function, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_PRECISION])
-@pytest.mark.parametrize("function", [squash_by_root, length_by_root])
+@pytest.mark.parametrize(
+    "function", [squash_by_root, exponential_squash_by_division, length_by_root]
+)
 def test_the_root_of_zero_is_caught(function, dtype) -> None:
     with pytest.raises(AssertionError):
         check_zero_vectors(function, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_PRECISION])
-def test_squash_of_large_vectors_does_not_overflow(dtype) -> None:
-    check_large_vectors(squash, dtype)
+@pytest.mark.parametrize("function", [squash, exponential_squash])
+def test_squash_of_large_vectors_does_not_overflow(function, dtype) -> None:
+    check_large_vectors(function, dtype)
 
 
 @pytest.mark.parametrize("dtype", HALF_PRECISION)
-@pytest.mark.parametrize("function", [squash_by_root, squash_by_safe_root])
+@pytest.mark.parametrize(
+    "function", [squash_by_root, squash_by_safe_root, exponential_squash_by_division]
+)
 def test_overflow_in_half_precision_is_caught(function, dtype) -> None:
     with pytest.raises(AssertionError):
         check_large_vectors(function, dtype)

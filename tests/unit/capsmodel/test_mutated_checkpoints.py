@@ -1,4 +1,4 @@
-"""Of 2,000 damaged checkpoints none is loaded as something else than what was saved."""
+"""Of 2,000 damaged checkpoints none is loaded or described as something else than was saved."""
 
 import random
 from collections.abc import Callable
@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from capsmodel.checkpoint import BadCheckpointError, load_checkpoint, save_checkpoint
+from capsmodel.checkpoint import (
+    BadCheckpointError,
+    CheckpointFolder,
+    CheckpointInfo,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 MUTANTS = 2000
 CHUNKS = 10
@@ -88,6 +94,47 @@ def test_no_mutant_is_loaded_as_another_state(tmp_path: Path, chunk: int) -> Non
             file.write_bytes(content)
         damage(path, chance)
         assert not loaded_corrupt(path, load_checkpoint), f"mutant {number} of seed {seed}"
+
+
+def newest(folder: CheckpointFolder) -> CheckpointInfo | None:
+    """The newest whole one; what is skipped has a reason."""
+    found, problems = folder.newest_verified()
+    assert found or problems
+    return found
+
+
+def best(folder: CheckpointFolder) -> CheckpointInfo | None:
+    """The best one, if it is whole."""
+    try:
+        return folder.best()
+    except BadCheckpointError:
+        return None
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["alone", "with a whole one"])
+@pytest.mark.parametrize("find", [newest, best])
+def test_no_mutant_is_described_as_another(tmp_path: Path, find, other: bool) -> None:
+    """A folder says of a mutant what is true, or passes it over for another whole one."""
+    seed = random.SystemRandom().randrange(2**32)
+    chance = random.Random(seed)
+    folder = CheckpointFolder(tmp_path)
+    first = folder.save(state(), epoch=1, step=7)
+    if find is best:
+        mutated = folder.mark_best(first)
+    else:
+        mutated = folder.save({**state(), "step": 1000}, epoch=3, step=1000)
+    if not other:
+        for file in (first.path, sidecar(first.path)):
+            file.unlink()
+    true = [first, mutated]
+    whole = {file: file.read_bytes() for file in (mutated.path, sidecar(mutated.path))}
+    for number in range(MUTANTS // 10):
+        for file, content in whole.items():
+            file.unlink()  # a hard link of the file stays whole
+            file.write_bytes(content)
+        damage(mutated.path, chance)
+        found = find(folder)
+        assert found is None or found in true, f"mutant {number} of seed {seed}: {found}"
 
 
 def test_a_loader_that_does_not_verify_is_caught(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """A training that was interrupted and resumed equals one that never stopped, bit for bit."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ from capsmodel.checkpoint import load_checkpoint, save_checkpoint
 from capsmodel.config import CosineScheduleConfig, EarlyStoppingConfig
 from capsmodel.metrics import EpochMetrics, StepMetrics
 from capsmodel.training import Trainer
-from capsmodel.training_state import IncompatibleStateError
+from capsmodel.training_state import KEYS, IncompatibleStateError
 
 
 class Recorder(Callback):
@@ -160,3 +163,98 @@ def test_weights_of_another_model_are_refused(tiny_config, tiny_dataset, tiny_ne
     assert torch.equal(trainer.model.conv.weight, before)
     with pytest.raises(IncompatibleStateError, match="no weights"):
         trainer.load_weights({})
+    wrong = {"model": dict.fromkeys(state["model"], torch.zeros(1))}
+    with pytest.raises(IncompatibleStateError, match=r"\d+ weights do not fit .* first is "):
+        trainer.load_weights(wrong)
+
+
+@pytest.fixture
+def trained(tiny_config, tiny_dataset) -> Trainer:
+    trainer = Trainer(tiny_config(epochs=1), tiny_dataset, device="cpu")
+    trainer.fit()
+    return trainer
+
+
+def check_refused_whole(trainer: Trainer, state: dict[str, Any], message: str) -> None:
+    """The state is refused, and neither the training nor torch's generator has changed."""
+    before = trainer.state_dict()
+    with pytest.raises(IncompatibleStateError, match=message):
+        trainer.load_state_dict(state)
+    assert_same(trainer.state_dict(), before)
+
+
+def test_a_state_has_no_other_keys_than_are_looked_for(trained) -> None:
+    assert set(trained.state_dict()) == set(KEYS)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_nothing_is_changed_where_something_is_missing(
+    tiny_config, tiny_dataset, trained, key
+) -> None:
+    state = trained.state_dict()
+    del state[key]
+    message = "format None" if key == "format" else f"the state lacks {key}$"
+    fresh = Trainer(tiny_config(epochs=1), tiny_dataset, device="cpu")
+    check_refused_whole(fresh, state, message)
+
+
+def without(*keys: Any) -> Callable[[dict[str, Any]], None]:
+    def remove(state: dict[str, Any]) -> None:
+        inner: Any = state
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+
+    return remove
+
+
+def with_other(value: Any, *keys: Any) -> Callable[[dict[str, Any]], None]:
+    def replace(state: dict[str, Any]) -> None:
+        inner: Any = state
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+
+    return replace
+
+
+DAMAGES = {
+    r"optimizer lacks state": without("optimizer", "state"),
+    r"optimizer lacks param_groups": without("optimizer", "param_groups"),
+    r"optimizer is a list": with_other([], "optimizer"),
+    r"param_groups are not 1": with_other([], "optimizer", "param_groups"),
+    r"param_groups\[0\] lacks lr": without("optimizer", "param_groups", 0, "lr"),
+    r"param_groups\[0\] lacks params": without("optimizer", "param_groups", 0, "params"),
+    r"has other params": with_other([0, 1], "optimizer", "param_groups", 0, "params"),
+    r"state\[0\] lacks exp_avg_sq": without("optimizer", "state", 0, "exp_avg_sq"),
+    r"state\[0\]\.exp_avg is \[3\]": with_other(torch.zeros(3), "optimizer", "state", 0, "exp_avg"),
+    r"state\[99\] belongs to no weight": with_other({}, "optimizer", "state", 99),
+    r"sampler lacks position": without("sampler", "position"),
+    r"sampler lacks generator": without("sampler", "generator"),
+    r"sampler.position is str": with_other("3", "sampler", "position"),
+    r"epoch_means lacks sums": without("epoch_means", "sums"),
+    r"epoch_means.sums is \[2\]": with_other(torch.zeros(2), "epoch_means", "sums"),
+    r"best lacks accuracy": without("best", "accuracy"),
+    r"best has colour too": with_other("blue", "best", "colour"),
+    r"draws is \[5\]": with_other(torch.zeros(5, dtype=torch.uint8), "draws"),
+    r"rng_cpu is none": with_other(torch.zeros(5056, dtype=torch.uint8), "rng_cpu"),
+    r"draws is none": with_other(torch.zeros(5056), "draws"),
+    r"step is NoneType": with_other(None, "step"),
+    r"1 weight does not fit the model: conv.bias": with_other(None, "model", "conv.bias"),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_nothing_is_changed_where_a_part_does_not_fit(
+    tiny_config, tiny_dataset, trained, message
+) -> None:
+    state = trained.state_dict()
+    DAMAGES[message](state)
+    fresh = Trainer(tiny_config(epochs=1), tiny_dataset, device="cpu")
+    check_refused_whole(fresh, state, message)
+
+
+def test_a_state_from_before_the_first_step_fits(tiny_config, tiny_dataset, trained) -> None:
+    start = Trainer(tiny_config(epochs=1), tiny_dataset, device="cpu").state_dict()
+    trained.load_state_dict(start)
+    assert_same(trained.state_dict(), start)

@@ -430,3 +430,21 @@ def test_throughput_counts_the_last_steps(monkeypatch) -> None:
     assert throughput.add(10) == 10
     assert throughput.add(30) == 20
     assert throughput.add(60) == 30  # 90 images in the 3 seconds of the last two steps
+
+
+@pytest.mark.parametrize("limit", [1, 20, 29, 30, 100])
+def test_examples_are_spread_over_the_whole_part(tiny_config, tiny_dataset, limit: int) -> None:
+    """Sets may be sorted by class: the first images alone would be of the first classes."""
+    trainer = Trainer(tiny_config(), tiny_dataset, device="cpu")
+    shown = trainer.examples("test", limit).images
+    expected = [k * 30 // min(limit, 30) for k in range(min(limit, 30))]
+    assert torch.equal(shown, tiny_dataset.test_images[expected])
+
+
+def test_early_stopping_is_refused_where_nothing_is_held_out(tiny_config, tiny_dataset) -> None:
+    config = tiny_config(
+        dataset=Mnist5kConfig(validation_fraction=0.01),
+        early_stopping=EarlyStoppingConfig(patience=2),
+    )
+    with pytest.raises(ValueError, match=r"0.01, which of each class of 100 images holds out none"):
+        Trainer(config, tiny_dataset, device="cpu")

@@ -233,3 +233,10 @@ def test_another_data_set_brings_its_own_defaults_and_shape() -> None:
     spec = TrainSpec.model_validate_json(json.dumps(document))
     assert spec.dataset.max_shift == 4
     assert (spec.model.image_shape, spec.model.targets) == ((1, 36, 36), 2)
+
+
+def test_another_model_brings_its_own_loss() -> None:
+    document = load("demo", ["model={type: cnn}"])
+    assert TrainSpec.model_validate_json(json.dumps(document)).loss.type == "cross-entropy"
+    document = load("demo", ["loss.m_plus=0.8"])
+    assert TrainSpec.model_validate_json(json.dumps(document)).loss.type == "margin"
