@@ -378,17 +378,17 @@ def test_the_cnn_in_bf16(targets) -> None:
 
 
 def test_capsules_in_bf16_would_be_noticed(monkeypatch) -> None:
-    """Most draws then break the bound, so that ten in a row do not all keep it."""
+    """Four draws in ten then break the bound, so that thirty in a row do not all keep it."""
     for module in ("capsmodel.layers", "capsmodel.routing"):
         monkeypatch.setattr(f"{module}.full_precision", lambda device: nullcontext())
     net = changed(SMALL_NET, **ROUNDED_NET, routing=THREE_PASSES)
 
-    def check_ten_draws() -> None:
-        for _ in range(10):
+    def check_thirty_draws() -> None:
+        for _ in range(30):
             check_bf16(draw_case(net, LOSSES[0], ROUNDED_BATCH))
 
     with pytest.raises(AssertionError, match="times what rounding the products costs"):
-        check_ten_draws()
+        check_thirty_draws()
 
 
 @pytest.mark.parametrize(
@@ -425,12 +425,17 @@ def test_another_loss_would_be_noticed(change) -> None:
 
 
 def test_the_weights_drawn_let_the_routing_decide() -> None:
-    case = draw_case(changed(SMALL_NET, routing=THREE_PASSES), LOSSES[0])
-    trace = RoutingTrace()
-    with torch.no_grad():
-        presence = lengths(case.model.encode(case.batch.images, trace))
-    assert trace.coupling[-1].max() > 0.25, f"all about 1/5 (seed {SEED})"
-    assert presence.max() - presence.min() > 0.1, f"all of one length (seed {SEED})"
+    """In the most decided of ten draws: a single one may happen to be undecided."""
+    coupling, spread = [], []
+    for _ in range(10):
+        case = draw_case(changed(SMALL_NET, routing=THREE_PASSES), LOSSES[0])
+        trace = RoutingTrace()
+        with torch.no_grad():
+            presence = lengths(case.model.encode(case.batch.images, trace))
+        coupling.append(float(trace.coupling[-1].max()))
+        spread.append(float(presence.max() - presence.min()))
+    assert max(coupling) > 0.25, f"all about 1/5 (seed {SEED})"
+    assert max(spread) > 0.1, f"all of one length (seed {SEED})"
 
 
 REFERENCE_NETS: dict[str, dict[str, Any]] = {
@@ -469,14 +474,20 @@ def finite_difference(case: Case, weight: Tensor, index: int) -> float:
 def test_the_references_detach_acts_from_the_third_pass_on() -> None:
     """With one or two passes the only detached coefficients are the first ones: constants."""
     for iterations in range(1, 6):
-        gradients = []
-        for detach in (False, True):
-            torch.manual_seed(SEED)
-            routing = DynamicRoutingConfig(iterations=iterations, detach=detach)
-            case = draw_case(changed(SMALL_NET, routing=routing), LOSSES[0])
-            gradients.append(expected_results(case).gradients["conv.weight"])
-        error = relative_error(*gradients)
-        assert (error > 10 * FP32_ERROR) == (iterations >= 3), f"{iterations} passes: {error}"
+        errors = [detached_error(iterations, SEED + draw) for draw in range(5)]
+        acts = max(errors) > 10 * FP32_ERROR
+        assert acts == (iterations >= 3), f"{iterations} passes: {errors} (seed {SEED})"
+
+
+def detached_error(iterations: int, seed: int) -> float:
+    """How far the reference's gradients with and without detaching lie apart."""
+    gradients = []
+    for detach in (False, True):
+        torch.manual_seed(seed)
+        routing = DynamicRoutingConfig(iterations=iterations, detach=detach)
+        case = draw_case(changed(SMALL_NET, routing=routing), LOSSES[0])
+        gradients.append(expected_results(case).gradients["conv.weight"])
+    return relative_error(*gradients)
 
 
 @pytest.mark.parametrize("function", [squash, exponential_squash, lengths])
