@@ -10,10 +10,8 @@ import torch
 from capsmodel.callbacks import Callback
 from capsmodel.checkpoint import CheckpointFolder, load_checkpoint
 from capsmodel.config import (
-    CapsNetConfig,
     CnnConfig,
     CosineScheduleConfig,
-    DecoderConfig,
     ModelConfig,
     MultiMnistConfig,
     TrainingConfig,
@@ -22,18 +20,11 @@ from capsmodel.datasets import Dataset
 from capsmodel.datasets.multimnist import Overlaid
 from capsmodel.metrics import StepMetrics
 from capsmodel.training import Trainer
+from support.nets import TINY_NET
 
 SAVE_EVERY = 3
-NETS = {
-    "capsnet": CapsNetConfig(
-        conv_channels=4,
-        conv_stride=2,
-        primary_types=2,
-        primary_dim=4,
-        primary_stride=3,
-        class_dim=6,
-        decoder=DecoderConfig(hidden=(8,)),
-    ),
+NETS: dict[str, ModelConfig] = {
+    "capsnet": TINY_NET,
     "cnn": CnnConfig(channels=(3, 4), kernels=(5, 3), pool=3, hidden=(16,), dropout=0.4),
 }
 
