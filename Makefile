@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCH_PYTHON ?= python3
 
-.PHONY: help setup run test test-fast test-all lint format bench bench-gpu bench-start clean
+.PHONY: help setup run test test-fast test-all lint format bench bench-gpu bench-start bench-search clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ bench-gpu: ## The same on a GPU; BENCH_PYTHON needs only torch, numpy and pydant
 
 bench-start: $(READY) ## From submit to the first training step, beside a bare TorchTrainer job
 	$(BIN)/python -m benchmarks.start_latency
+
+bench-search: $(READY) ## What a trial of a search costs beyond its training, and trials a minute
+	$(BIN)/python -m benchmarks.search_overhead
 
 clean: ## Remove .venv and all that the embedded stack wrote
 	-@[ -x $(BIN)/capsctl ] && $(BIN)/capsctl down

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from capsmodel.distributed import Ranks
 from capsmodel.losses import LossTerms
 from capsmodel.model import predicted_classes
 
@@ -169,6 +170,14 @@ class RunningMean:
         """Add the means over a batch."""
         self._sums += measures * images
         self._images += images
+
+    def sum_over(self, ranks: Ranks) -> None:
+        """Add up what all ranks have; afterwards each has the same."""
+        if ranks.alone:
+            return
+        images = self._sums.new_tensor([self._images])
+        total = ranks.sum(torch.cat([self._sums, images]))
+        self._sums, self._images = total[:-1], int(total[-1])
 
     def result(self) -> Evaluation:
         """The means so far; waits for the device."""

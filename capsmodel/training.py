@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from capsmodel.batch import Batch
 from capsmodel.callbacks import Callback
@@ -17,9 +17,10 @@ from capsmodel.datasets.composition import Composition, Part, Shifted
 from capsmodel.datasets.sampler import Sampler
 from capsmodel.datasets.split import choose_per_class, hold_out
 from capsmodel.determinism import deterministic_algorithms
+from capsmodel.distributed import Objective, RankFailedError, Ranks, averaged
 from capsmodel.divergence import DivergedError, DivergenceGuard, find_culprit
 from capsmodel.evaluation import EvaluationInterrupted, evaluate, held_out_batches
-from capsmodel.losses import build_loss
+from capsmodel.losses import LossTerms, build_loss
 from capsmodel.metrics import (
     Best,
     EpochMetrics,
@@ -30,7 +31,7 @@ from capsmodel.metrics import (
     measure,
 )
 from capsmodel.model import build_model
-from capsmodel.precision import exact_fp32, mixed_precision
+from capsmodel.precision import exact_fp32
 from capsmodel.schedules import learning_rate_factor
 from capsmodel.training_state import restore_state, restore_weights, take_state
 
@@ -64,10 +65,18 @@ class Trainer:
     resumed training goes on bit for bit as if it had never stopped, from the middle of an epoch
     too.
 
+    Where `torch.distributed` is initialised with several processes, they train one model together.
+    Each makes a `Trainer` of the same configuration and data, with a device of its own, and calls
+    `fit`, `evaluate`, `load_state_dict` and `load_weights` when the others do; it computes its
+    share of every batch and of every evaluation, and hears of the whole. `batch_size` is that of
+    all together. Weights and state stay the same on all: keep rank 0's, which goes on with any
+    number of processes.
+
     Attributes:
         config: The configuration.
         dataset: The data, on the CPU.
         device: Where the training runs.
+        ranks: The processes that train together, mostly this one alone.
         model: The model.
         optimizer: Adam.
         composition: How training and validation images are made of the stored pictures.
@@ -101,12 +110,16 @@ class Trainer:
         """
         self.config = config
         self.callbacks = list(callbacks)
+        self.ranks = Ranks.current()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dataset = dataset or load_dataset(config.dataset)
         _check_dataset(self.dataset, config)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device).train()
         self.loss = build_loss(config.loss)
+        self._objective = Objective(self.model, self.loss, config.precision)
+        self._averaged: nn.Module | None = None
+        """The objective whose gradients are averaged over the ranks; made at the first step."""
         adam = config.optimizer
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
@@ -144,30 +157,38 @@ class Trainer:
             How it ended. After `"requested"` another call goes on.
 
         Raises:
-            DivergedError: A loss was not finite.
+            DivergedError: A loss was not finite; on every rank.
+            RanksDifferError: Another rank has another configuration, other data or another state.
+            RankFailedError: A callback of another rank failed.
         """
+        self._check_ranks()
         self._throughput = Throughput()
-        for callback in self.callbacks:
-            callback.on_start(self)
+        with self.ranks.failing_together():
+            for callback in self.callbacks:
+                callback.on_start(self)
         with deterministic_algorithms(self.config.deterministic):
             while (stopped := self._verdict()) is None:
                 if self.sampler.exhausted:
                     self._finish_epoch()
                 else:
                     metrics = self._train_step()
-                    for callback in self.callbacks:
-                        callback.on_step(self, metrics)
+                    with self.ranks.failing_together():
+                        for callback in self.callbacks:
+                            callback.on_step(self, metrics)
         self._stop_requested = False
         return TrainingOutcome(stopped, self.epoch, self.step, self.best)
 
     def request_stop(self) -> None:
-        """Let `fit` return after the current step; may come from a signal or another thread."""
+        """Let `fit` return after the current step; may come from a signal or another thread.
+
+        Asked for on one rank, all stop after the same step.
+        """
         self._stop_requested = True
 
     def evaluate(self, split: Literal["validation", "test"]) -> Evaluation:
         """Mean loss and accuracy on a part that is not trained on.
 
-        The test part is touched here alone.
+        The test part is touched here alone. Several ranks divide the work: all call it.
 
         Raises:
             ValueError: There is no validation part.
@@ -200,7 +221,7 @@ class Trainer:
         Raises:
             DivergedError: A loss was not finite, so the weights are not worth keeping.
         """
-        self._check_guard()
+        self._check_guard(together=False)
         return take_state(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -231,7 +252,7 @@ class Trainer:
         Counts as a step, but takes no part in the epoch: `fit` does the rest.
 
         Args:
-            batch: Pixels in [0, 1] and labels, on the device.
+            batch: Pixels in [0, 1] and labels, on the device. All ranks give the same batch.
 
         Returns:
             The measures, float64 `[5]` in the order of `metrics.MEASURES`, and the length of the
@@ -240,22 +261,37 @@ class Trainer:
         Raises:
             DivergedError: A loss or the gradient was not finite; on a GPU perhaps some steps ago.
         """
-        precision = self.config.precision
+        if self._averaged is None:
+            alone = self.ranks.alone
+            self._averaged = self._objective if alone else averaged(self._objective, batch)
+        share = self.ranks.share(batch)
+        self.ranks.seed(self.config.seed, self.step)
         self.optimizer.zero_grad()
-        with exact_fp32(self.device, precision):
-            with mixed_precision(self.device, precision):
-                output = self.model.compute(batch.images, batch.labels)
-            terms = self.loss(output, batch)
-            terms.total.backward()  # type: ignore[no-untyped-call]
+        with exact_fp32(self.device, self.config.precision):
+            terms, lengths = self._averaged(share.batch)
+            # Of the ranks' gradients the plain mean is taken, whatever the sizes of their shares.
+            (terms.total * (share.weight * self.ranks.size)).backward()
         gradient_norm = self._clip_gradient()
+        measures = self.ranks.sum(measure(terms, lengths, share.batch.labels) * share.weight)
         self.step += 1
-        self._guard.watch(terms, gradient_norm, self.step)
-        self._unchecked.append((self.step, batch))
+        self._guard.watch(LossTerms(*measures[:3]), gradient_norm, self.step)
+        self._unchecked.append((self.step, share.batch))
         if self._guard_is_due(batch):
             self._check_guard()
             self._unchecked.clear()
         self.optimizer.step()
-        return measure(terms, output.lengths, batch.labels), gradient_norm
+        return measures, gradient_norm
+
+    def _check_ranks(self) -> None:
+        """Whether all ranks are about to do the same."""
+        if not self.ranks.alone:
+            facts = {
+                "the configuration": self.config.model_dump_json(),
+                "the data's sha256": self.dataset.sha256,
+                "the epoch": self.epoch,
+                "the step": self.step,
+            }
+            self.ranks.check_same(facts)
 
     def _clip_gradient(self) -> Tensor:
         """Limit the gradient's length as the settings say; returns what it was."""
@@ -315,14 +351,23 @@ class Trainer:
         """Steps at which the guard was not asked yet, and their batches, to find a culprit in."""
 
     def _guard_is_due(self, batch: Batch) -> bool:
-        """At every step on a CPU; on a GPU a look waits for it, so only now and then."""
+        """At every step on a CPU; on a GPU a look waits for it, so only now and then.
+
+        The batch is that of all ranks, which so look at the same steps.
+        """
         if self.device.type == "cpu":
             return True
-        kept = len(self._unchecked) * sum(t.nbytes for t in batch if t is not None)
+        share = sum(part.nbytes for part in batch if part is not None) / self.ranks.size
+        kept = len(self._unchecked) * share
         return len(self._unchecked) >= GUARD_STEPS or kept >= GUARD_BYTES
 
-    def _check_guard(self) -> None:
-        """Raise DivergedError, with a diagnosis, if a step was not finite; waits for the device."""
+    def _check_guard(self, together: bool = True) -> None:
+        """Raise DivergedError, with a diagnosis, if a step was not finite; waits for the device.
+
+        Args:
+            together: Whether all ranks look now. Each finds the same term and step, but only the
+                ranks whose shares are to blame find a culprit; together they tell the others.
+        """
         found = self._guard.find()
         if found is None:
             return
@@ -331,6 +376,8 @@ class Trainer:
         culprit = None
         if batch is not None:
             culprit = find_culprit(self.model, self.loss, batch, self.config.precision)
+        if together:
+            culprit = self.ranks.first_of(culprit)
         raise DivergedError(term, step, culprit)
 
     def _start_clock(self) -> None:
@@ -341,11 +388,20 @@ class Trainer:
     def _verdict(self) -> Stopped | None:
         """Why to stop now, if at all."""
         early = self.config.early_stopping
+        requested = self._someone_stops()
         if self.epoch >= self.config.epochs:
             return "completed"
         if early and self.stale_epochs >= early.patience:
             return "early-stopping"
-        return "requested" if self._stop_requested else None
+        return "requested" if requested else None
+
+    def _someone_stops(self) -> bool:
+        """Whether a stop was requested on any rank; the answer is the same on all."""
+        try:
+            return self.ranks.vote(self._stop_requested)
+        except RankFailedError:
+            self._check_guard(together=False)  # that may be why
+            raise
 
     def _train_step(self) -> StepMetrics:
         """The next batch, and its part in the epoch."""
@@ -394,8 +450,9 @@ class Trainer:
             images_per_s=images_per_s,
             is_best=is_best,
         )
-        for callback in self.callbacks:
-            callback.on_epoch(self, metrics)
+        with self.ranks.failing_together():
+            for callback in self.callbacks:
+                callback.on_epoch(self, metrics)
         self._start_clock()
 
     def _validate(self) -> Evaluation | None:
@@ -405,12 +462,14 @@ class Trainer:
 
     def _evaluate(self, split: Split, interruptible: bool = False) -> Evaluation:
         part, composition = self._part(split)
+        self.ranks.same_buffers(self.model)
         evaluation = evaluate(
             self.model,
             self.loss,
-            held_out_batches(composition, part),
+            held_out_batches(composition, part, self.ranks),
             self.config.precision,
-            interrupted=lambda: interruptible and self._stop_requested,
+            interrupted=lambda: interruptible and self._someone_stops(),
+            ranks=self.ranks,
         )
         if not math.isfinite(evaluation.total_loss):
             raise DivergedError(f"{split} loss", self.step)

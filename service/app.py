@@ -13,7 +13,17 @@ import uvicorn
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from service.api import document, events, health, jobs, logs, problems, schema
+from service.api import (
+    document,
+    events,
+    health,
+    jobs,
+    logs,
+    problems,
+    schema,
+    searches,
+    trials,
+)
 from service.api.edge import Edge
 from service.api.services import Probe, Services
 from service.cluster import RayCluster
@@ -71,14 +81,15 @@ def create_app(
 
     app = FastAPI(
         title="CapsNet training service",
-        description="Train capsule networks: jobs in a durable queue, on Ray, tracked in MLflow.",
+        description="Train capsule networks: jobs and searches in a durable queue, on Ray, with "
+        "their runs in MLflow.",
         version=package_version(),
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.services = Services(store, settings, probes, loop.wake)
-    for module in (jobs, events, logs, schema, health):
+    for module in (jobs, events, logs, searches, trials, schema, health):
         app.include_router(module.router)
     document.complete(app)
     problems.install(app)

@@ -17,14 +17,26 @@ from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from service.api.search_views import (
+    ConfigurationPage,
+    ConfigurationView,
+    SearchItem,
+    SearchPage,
+    SearchView,
+    TrialPage,
+    TrialView,
+)
 from service.api.views import EventPage, EventView, FieldProblem, JobItem, JobPage, JobView, Problem
+from workers.search_preview import SearchPreview
+from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Answer = TypeVar("Answer")
+View = TypeVar("View", bound=JobView)
 
 
 class ApiError(Exception):
@@ -84,7 +96,7 @@ def default_url() -> str:
 
 
 class CapsClient:
-    """Submits jobs and follows them.
+    """Submits jobs and searches, and follows them.
 
     Args:
         url: Address of the API; by default that of `default_url`.
@@ -116,9 +128,7 @@ class CapsClient:
 
     def submit(self, spec: TrainSpec | Mapping[str, Any]) -> JobView:
         """Queue a job; what is left out of a mapping has the paper's values."""
-        body = spec.model_dump_json() if isinstance(spec, TrainSpec) else json.dumps(dict(spec))
-        headers = {"Content-Type": "application/json"}
-        answer = self._call("POST", "/v1/jobs", content=body, headers=headers)
+        answer = self._call("POST", "/v1/jobs", **_json(spec))
         return self._parsed(answer, JobView.model_validate_json)
 
     def job(self, job_id: str) -> JobView:
@@ -136,16 +146,11 @@ class CapsClient:
         experiment: str | None = None,
         labels: Mapping[str, str] | None = None,
         states: Sequence[str] = (),
+        kinds: Sequence[str] = (),
         page_size: int = 50,
     ) -> Iterator[JobItem]:
-        """All jobs that fit, the newest first, read page by page."""
-        query: dict[str, Any] = {
-            "label": [f"{key}={value}" for key, value in (labels or {}).items()],
-            "state": list(states),
-            "limit": page_size,
-        }
-        if experiment is not None:
-            query["experiment"] = experiment
+        """All jobs that fit, the newest first, read page by page; searches are jobs too."""
+        query = _filters(experiment, labels, states, page_size) | {"kind": list(kinds)}
         while True:
             answer = self._call("GET", "/v1/jobs", params=query)
             page = self._parsed(answer, JobPage.model_validate_json)
@@ -169,6 +174,107 @@ class CapsClient:
         query = {"offset": offset} | ({} if attempt is None else {"attempt": attempt})
         answer = self._call("GET", _path(job_id, "logs"), params=query)
         return self._parsed(answer, lambda content: _chunk(content, answer.headers))
+
+    # ------------------------------------------------------------------------------ searches
+
+    def submit_search(self, spec: SearchSpec | Mapping[str, Any]) -> SearchView:
+        """Queue a search."""
+        answer = self._call("POST", "/v1/searches", **_json(spec))
+        return self._parsed(answer, SearchView.model_validate_json)
+
+    def preview(self, spec: SearchSpec | Mapping[str, Any]) -> SearchPreview:
+        """What a search would amount to; nothing is queued."""
+        answer = self._call("POST", "/v1/searches/preview", **_json(spec))
+        return self._parsed(answer, SearchPreview.model_validate_json)
+
+    def search(self, search_id: str) -> SearchView:
+        """Look at a search."""
+        answer = self._call("GET", _search_path(search_id))
+        return self._parsed(answer, SearchView.model_validate_json)
+
+    def searches(
+        self,
+        *,
+        experiment: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        states: Sequence[str] = (),
+        page_size: int = 50,
+    ) -> Iterator[SearchItem]:
+        """All searches that fit, the newest first, read page by page."""
+        query = _filters(experiment, labels, states, page_size)
+        while True:
+            answer = self._call("GET", "/v1/searches", params=query)
+            page = self._parsed(answer, SearchPage.model_validate_json)
+            yield from page.searches
+            if page.next_cursor is None:
+                return
+            query["cursor"] = page.next_cursor
+
+    def trials(
+        self,
+        search_id: str,
+        *,
+        states: Sequence[str] = (),
+        configuration: int | None = None,
+        order_by: str | None = None,
+        page_size: int = 100,
+    ) -> Iterator[TrialView]:
+        """A search's trials, the best first unless `order_by` says otherwise."""
+        query: dict[str, Any] = {"state": list(states), "limit": page_size}
+        if configuration is not None:
+            query["configuration"] = configuration
+        if order_by is not None:
+            query["order_by"] = order_by
+        while True:
+            answer = self._call("GET", _search_path(search_id, "trials"), params=query)
+            page = self._parsed(answer, TrialPage.model_validate_json)
+            yield from page.trials
+            if page.next_offset is None:
+                return
+            query["offset"] = page.next_offset
+
+    def trial_log(
+        self, search_id: str, number: int, offset: int = 0, attempt: int | None = None
+    ) -> LogChunk:
+        """Some of a trial's log, from a byte offset on."""
+        query = {"offset": offset} | ({} if attempt is None else {"attempt": attempt})
+        path = _search_path(search_id, "trials", str(number), "logs")
+        answer = self._call("GET", path, params=query)
+        return self._parsed(answer, lambda content: _chunk(content, answer.headers))
+
+    def configurations(
+        self, search_id: str, *, limit: int = 100, offset: int = 0
+    ) -> list[ConfigurationView]:
+        """The leaderboard's `limit` places from `offset` on, the best first."""
+        query = {"limit": limit, "offset": offset}
+        answer = self._call("GET", _search_path(search_id, "configurations"), params=query)
+        return self._parsed(answer, ConfigurationPage.model_validate_json).configurations
+
+    def retry_failed(self, search_id: str) -> SearchView:
+        """Run the failed trials of an ended search again."""
+        answer = self._call("POST", _search_path(search_id, "retry-failed"))
+        return self._parsed(answer, SearchView.model_validate_json)
+
+    def promote(
+        self,
+        search_id: str,
+        *,
+        configuration: int | None = None,
+        changes: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+    ) -> JobView:
+        """Queue a training from the best configuration, with `changes` of fields by path."""
+        wish: dict[str, Any] = {
+            "configuration": configuration,
+            "set": dict(changes or {}),
+            "name": name,
+            "labels": dict(labels or {}),
+            "priority": priority,
+        }
+        answer = self._call("POST", _search_path(search_id, "promote"), **_json(wish))
+        return self._parsed(answer, JobView.model_validate_json)
 
     # ----------------------------------------------------------------------------- following
 
@@ -201,10 +307,29 @@ class CapsClient:
         poll_s: float = 0.5,
     ) -> JobView:
         """The job when it has ended; `on_change` hears of every change. Raises TimeoutError."""
+        return self._wait(lambda: self.job(job_id), timeout, on_change, poll_s)
+
+    def wait_search(
+        self,
+        search_id: str,
+        timeout: float | None = None,
+        on_change: Callable[[SearchView], None] | None = None,
+        poll_s: float = 0.5,
+    ) -> SearchView:
+        """The search when it has ended, as `wait` for a job."""
+        return self._wait(lambda: self.search(search_id), timeout, on_change, poll_s)
+
+    def _wait(
+        self,
+        look: Callable[[], View],
+        timeout: float | None,
+        on_change: Callable[[View], None] | None,
+        poll_s: float,
+    ) -> View:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         told: dict[str, Any] | None = None
         while True:
-            job = self._patiently(lambda: self.job(job_id))
+            job = self._patiently(look)
             now = job.model_dump(exclude={"progress": {"heartbeat_age_s"}})
             if on_change is not None and now != told:
                 on_change(job)
@@ -212,7 +337,7 @@ class CapsClient:
             if job.state.terminal:
                 return job
             if time.monotonic() + poll_s > deadline:
-                raise TimeoutError(f"job {job_id} is still {job.state} after {timeout} s")
+                raise TimeoutError(f"{job.kind} {job.id} is still {job.state} after {timeout} s")
             time.sleep(poll_s)
 
     # ------------------------------------------------------------------------------ transport
@@ -246,6 +371,30 @@ class CapsClient:
 
 def _path(job_id: str, *below: str) -> str:
     return "/".join(["/v1/jobs", quote(job_id, safe=""), *below])
+
+
+def _search_path(search_id: str, *below: str) -> str:
+    return "/".join(["/v1/searches", quote(search_id, safe=""), *below])
+
+
+def _json(document: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    """A call's body."""
+    if isinstance(document, BaseModel):
+        body = document.model_dump_json()
+    else:
+        body = json.dumps(dict(document))
+    return {"content": body, "headers": {"Content-Type": "application/json"}}
+
+
+def _filters(
+    experiment: str | None, labels: Mapping[str, str] | None, states: Sequence[str], limit: int
+) -> dict[str, Any]:
+    query: dict[str, Any] = {
+        "label": [f"{key}={value}" for key, value in (labels or {}).items()],
+        "state": list(states),
+        "limit": limit,
+    }
+    return query if experiment is None else query | {"experiment": experiment}
 
 
 def _chunk(content: bytes, headers: httpx.Headers) -> LogChunk:

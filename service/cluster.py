@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from service.demand import ACCELERATOR, DRIVER_SLOT, Bundle
 from service.errors import ClusterUnavailableError
 
 TIMEOUT_S = 5.0
@@ -34,6 +35,11 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "67108864",
     "PYTHONUNBUFFERED": "1",
+    # What the actors of a search or of several workers print is printed once each, as it is, and
+    # a worker that died is noticed at once.
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 
 
@@ -76,6 +82,9 @@ class Node:
     id: str
     cpus: float
     gpus: float
+    driver_slots: float = 0.0
+    accelerators: frozenset[str] = frozenset()
+    """Kinds, by Ray's names, as `H100`."""
 
 
 class RayCluster:
@@ -106,16 +115,18 @@ class RayCluster:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._strange(answer) from error
 
-    def submit(self, submission_id: str, job: str, attempt: int, cpus: int, gpus: int) -> None:
-        """Start an attempt; an attempt that Ray has already is adopted.
+    def submit(self, submission_id: str, job: str, attempt: int, need: Bundle) -> None:
+        """Start an attempt's first process on what it needs.
 
+        An attempt that Ray has already is adopted.
         Raises ClusterUnavailableError when it is not certain that Ray has it.
         """
         body = {
             "submission_id": submission_id,
             "entrypoint": ENTRYPOINT.format(job=job, attempt=attempt),
-            "entrypoint_num_cpus": cpus,
-            "entrypoint_num_gpus": gpus,
+            "entrypoint_num_cpus": need.cpus,
+            "entrypoint_num_gpus": need.gpus,
+            "entrypoint_resources": need.custom,
             "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
             "metadata": {"caps_job": job, "caps_attempt": str(attempt)},
         }
@@ -173,4 +184,11 @@ class RayCluster:
 
 def _node(row: dict[str, Any]) -> Node:
     total = row["resources_total"]
-    return Node(row["node_id"], total.get("CPU", 0.0), total.get("GPU", 0.0))
+    kinds = (name.removeprefix(ACCELERATOR) for name in total if name.startswith(ACCELERATOR))
+    return Node(
+        row["node_id"],
+        total.get("CPU", 0.0),
+        total.get("GPU", 0.0),
+        total.get(DRIVER_SLOT, 0.0),
+        frozenset(kinds),
+    )

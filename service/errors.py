@@ -10,9 +10,13 @@ CapsError
 │   ├── ParameterInvalidError       422
 │   └── SpecInvalidError            422
 ├── JobNotFoundError                404
-│   └── AttemptNotFoundError        404
+│   ├── AttemptNotFoundError        404
+│   ├── SearchNotFoundError         404
+│   └── TrialNotFoundError          404
 ├── JobConflictError                409
 │   ├── JobEndedError               409
+│   ├── NothingToRetryError         409
+│   ├── NoScoreError                409
 │   └── StaleJobError               409
 ├── JobUnreadableError              500
 ├── UnavailableError                503, a part of the service does not answer
@@ -149,6 +153,22 @@ class AttemptNotFoundError(JobNotFoundError):
     hint = "attempts count from 1; the job's `attempt` is the current one"
 
 
+class SearchNotFoundError(JobNotFoundError):
+    """There is no such search."""
+
+    code = "search-not-found"
+    title = "Search not found"
+    hint = "GET /v1/searches or `capsctl jobs --kind search` lists the searches"
+
+
+class TrialNotFoundError(JobNotFoundError):
+    """The search has no such trial."""
+
+    code = "trial-not-found"
+    title = "Trial not found"
+    hint = "trials count from 0; GET /v1/searches/{id}/trials lists them"
+
+
 class JobConflictError(CapsError):
     """The job's state does not allow this."""
 
@@ -163,6 +183,22 @@ class JobEndedError(JobConflictError):
     code = "job-ended"
     title = "Job has ended"
     hint = "submit a new job; `init_from` continues from this one's checkpoint"
+
+
+class NothingToRetryError(JobConflictError):
+    """No trial of the search has failed."""
+
+    code = "nothing-to-retry"
+    title = "Nothing to retry"
+    hint = "submit a new search for other configurations"
+
+
+class NoScoreError(JobConflictError):
+    """No trial of the search has a score yet."""
+
+    code = "no-score"
+    title = "No score yet"
+    hint = "a trial has a score when its first epoch is done; or name a `configuration`"
 
 
 class StaleJobError(JobConflictError):

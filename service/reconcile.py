@@ -39,7 +39,7 @@ class Seen:
     result_at: float | None = None
     heartbeat: float | None = None
     has_checkpoint: bool = False
-    """Whether this attempt has left a checkpoint of its own."""
+    """Whether this attempt, or a trial in it, has left a checkpoint of its own."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _while_running(job: Job, attempt: Attempt, ray: RayStatus, now: float) -> Ac
             return RequestStop("cancel", Reason.CANCELLED)
         if job.desired is Desired.PAUSE:
             return RequestStop("pause", Reason.PAUSED)
-        limit = job.spec.max_runtime_s
+        limit = job.max_runtime_s
         if limit is not None and now - (attempt.submitted_at or now) > limit:
             return RequestStop("cancel", Reason.DEADLINE)
         return Nothing()
@@ -181,7 +181,7 @@ def _after_result(job: Job, attempt: Attempt, seen: Seen, result: Result, now: f
         return Finish(State.SUCCEEDED, Reason.COMPLETED, result.evidence)
     if result.outcome == "cancelled":
         # Unasked, only the deadline raises the flag; a crash may have lost the note of it.
-        unasked = job.desired is not Desired.CANCEL and job.spec.max_runtime_s is not None
+        unasked = job.desired is not Desired.CANCEL and job.max_runtime_s is not None
         if unasked or attempt.stop_reason is Reason.DEADLINE:
             return _deadline(job)
         return Finish(State.CANCELLED, Reason.CANCELLED, result.evidence)
@@ -195,7 +195,7 @@ def _after_result(job: Job, attempt: Attempt, seen: Seen, result: Result, now: f
 def _after_error(job: Job, result: Result) -> Action:
     if job.desired is Desired.CANCEL:
         return Finish(State.CANCELLED, Reason.CANCELLED, result.evidence)
-    if result.reason in FINAL or job.errors >= job.spec.max_retries:
+    if result.reason in FINAL or job.errors >= job.max_retries:
         return Finish(State.FAILED, result.reason, result.evidence)
     delay = min(MAX_BACKOFF_S, BACKOFF_S * 2**job.errors)
     return Requeue(result.reason, result.evidence, delay, job.errors + 1, 0)
@@ -225,5 +225,5 @@ def _first_words(message: str) -> str:
 
 
 def _deadline(job: Job) -> Action:
-    limit = job.spec.max_runtime_s
+    limit = job.max_runtime_s
     return Finish(State.FAILED, Reason.DEADLINE, f"stopped after max_runtime_s = {limit}")

@@ -7,11 +7,13 @@ compare-and-set on (attempt, version), and every call to the outside can be repe
 import logging
 import threading
 import time
+from typing import Any
 
 from pydantic import ValidationError
 
 from service import reconcile as decide
 from service.cluster import RayCluster
+from service.demand import need_of
 from service.errors import (
     ClusterUnavailableError,
     JobNotFoundError,
@@ -19,12 +21,20 @@ from service.errors import (
     TrackingUnavailableError,
 )
 from service.placement import Placement
-from service.queue.job import Job, State
+from service.queue.job import Job, Kind, State
 from service.queue.store import NewEvent, Store
 from service.runs import MlflowRuns
 from service.settings import Settings
 from service.version import package_version
-from workers.attempt import Attempt, AttemptFolder, Reason, Result
+from workers.attempt import (
+    AnyAttempt,
+    Attempt,
+    AttemptFolder,
+    Reason,
+    Result,
+    SearchAttempt,
+)
+from workers.trials import read_trials
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +114,21 @@ class ReconcilerLoop:
             result=_read_result(folder),
             result_at=folder.result_written_at(),
             heartbeat=folder.heartbeat(),
-            has_checkpoint=any(folder.checkpoints.glob("step-*.json")),
+            has_checkpoint=not ray.status.alive and self._has_checkpoint(job),
+        )
+
+    def _has_checkpoint(self, job: Job) -> bool:
+        """Whether something is gained by the attempt; of a search also a trial that ended in it.
+
+        Looked for only where the attempt may be lost: a search has many folders.
+        """
+        folder = self._folder(job)
+        if job.kind is Kind.TRAIN:
+            return any(folder.checkpoints.glob("step-*.json"))
+        of_trials = folder.path.parent.glob(f"trials/*/{job.attempt}/checkpoints/step-*.json")
+        return any(of_trials) or any(
+            trial.attempt == job.attempt and trial.state.ended
+            for trial in read_trials(folder).trials.values()
         )
 
     def _apply(self, job: Job, action: decide.Action, seen: decide.Seen) -> None:
@@ -132,29 +156,31 @@ class ReconcilerLoop:
 
     def _submit(self, job: Job) -> None:
         assert job.current is not None
-        assert job.run_id is not None
         folder = self._folder(job)
-        folder.write_attempt(
-            Attempt(
-                package_version=package_version(),
-                job=job.id,
-                attempt=job.attempt,
-                spec=job.spec,
-                tracking_uri=self._settings.mlflow_uri,
-                run_id=job.run_id,
-                init_checkpoint=self._init_checkpoint(job),
-            )
-        )
-        need = job.spec.resources
-        self._cluster.submit(
-            job.current.submission_id,
-            job.id,
-            job.attempt,
-            need.cpus_per_worker,
-            need.gpus_per_worker,
-        )
+        folder.write_attempt(self._orders(job))
+        entrypoint = need_of(job.spec).entrypoint
+        self._cluster.submit(job.current.submission_id, job.id, job.attempt, entrypoint)
         event = NewEvent("dispatched", f"Ray has {job.current.submission_id}")
         self._store.update(job, event=event, attempt={"submitted_at": self._store.now()})
+
+    def _orders(self, job: Job) -> AnyAttempt:
+        """What the attempt's first process is to do."""
+        assert job.run_id is not None
+        common: dict[str, Any] = {
+            "package_version": package_version(),
+            "job": job.id,
+            "attempt": job.attempt,
+            "spec": job.spec,
+            "tracking_uri": self._settings.mlflow_uri,
+            "run_id": job.run_id,
+            "init_checkpoint": self._init_checkpoint(job),
+        }
+        if job.kind is Kind.TRAIN:
+            return Attempt(**common)
+        assert job.experiment_id is not None
+        return SearchAttempt(
+            **common, experiment_id=job.experiment_id, retry_through=job.retry_through
+        )
 
     def _request_stop(self, job: Job, action: decide.RequestStop) -> None:
         self._folder(job).request_stop(action.kind)
@@ -230,14 +256,14 @@ class ReconcilerLoop:
                 self._guarded(self._tick_waiting, job, str(error))
             return
         for job in running:
-            placement.occupy(job.spec.resources, nodes[job.id])
+            placement.occupy(need_of(job.spec), nodes[job.id])
         for job in waiting:
             self._guarded(self._tick_waiting_placed, job, placement)
 
     def _tick_waiting_placed(self, job: Job, placement: Placement) -> None:
         obstacle = ""
         if decide.reconcile_waiting(job, "", self._store.now()) == decide.Dispatch():
-            obstacle = self._wait_for_init(job) or placement.place(job.spec.resources)
+            obstacle = self._wait_for_init(job) or placement.place(need_of(job.spec))
         self._tick_waiting(job, obstacle)
 
     def _tick_waiting(self, job: Job, obstacle: str) -> None:
@@ -275,7 +301,7 @@ class ReconcilerLoop:
 
     def _wait_for_init(self, job: Job) -> str:
         """Why the job's initial weights are not there yet, if so."""
-        source = job.spec.init_from
+        source = job.training.init_from
         if source is None or source.job is None:
             return ""
         try:
@@ -287,7 +313,7 @@ class ReconcilerLoop:
         return f"init_from: job {origin.id} is {origin.state}, it has not ended yet"
 
     def _init_checkpoint(self, job: Job) -> str | None:
-        source = job.spec.init_from
+        source = job.training.init_from
         if source is None:
             return None
         if source.path is not None:

@@ -1,8 +1,6 @@
 """The control plane's MLflow calls: it makes each job's run, and closes it when all is over."""
 
 import os
-from collections.abc import Iterator
-from typing import Any
 
 # Read by mlflow at import: a dead server must cost seconds, not the default of minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -15,12 +13,13 @@ from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 
 from service.errors import TrackingUnavailableError
-from service.queue.job import Job, State
-from workers.specs import TrainSpec
+from service.notes import describe
+from service.queue.job import Job, Kind, State
+from workers.parameters import LENGTH, PER_BATCH, flatten
 
 TAG_JOB = "caps.job"
-PARAMS_PER_BATCH = 100
-PARAM_LENGTH = 6000
+TAG_KIND = "caps.kind"
+TAG_PARENT = "mlflow.parentRunId"
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Without it MLflow's page opens on its views for language models."""
@@ -52,7 +51,10 @@ class MlflowRuns:
         self.ping()
         try:
             experiment = self._experiment(job.spec.experiment)
-            found = self._client.search_runs([experiment], f"tags.`{TAG_JOB}` = '{job.id}'")
+            ours = f"tags.`{TAG_JOB}` = '{job.id}'"
+            if job.kind is Kind.SEARCH:  # its trials' runs may carry its id too
+                ours += f" AND tags.`{TAG_KIND}` = '{job.kind}'"
+            found = self._client.search_runs([experiment], ours)
             if found:
                 return experiment, found[0].info.run_id
             return experiment, self._create(experiment, job)
@@ -71,10 +73,18 @@ class MlflowRuns:
             self._client.set_tag(job.run_id, "caps.state", job.state.value)
             if job.reason:
                 self._client.set_tag(job.run_id, "caps.reason", job.reason.value)
+            if job.kind is Kind.SEARCH:
+                self._close_trials(run.info.experiment_id, job.run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return  # somebody deleted it; there is nothing left to close
             raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
+
+    def _close_trials(self, experiment: str, run_id: str) -> None:
+        """End what a killed driver could not."""
+        open_trials = f"tags.`{TAG_PARENT}` = '{run_id}' AND attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([experiment], open_trials, max_results=1000):
+            self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _experiment(self, name: str) -> str:
         existing = self._client.get_experiment_by_name(name)
@@ -92,46 +102,14 @@ class MlflowRuns:
     def _create(self, experiment: str, job: Job) -> str:
         ours = {
             TAG_JOB: job.id,
+            TAG_KIND: job.kind.value,
             "mlflow.source.name": "capsnet",
             "mlflow.note.content": describe(job),
         }
         tags = {**job.spec.labels, **ours}
         run = self._client.create_run(experiment, tags=tags, run_name=job.spec.name)
         run_id = str(run.info.run_id)
-        params = [Param(name, value[:PARAM_LENGTH]) for name, value in flatten(job.spec)]
-        for start in range(0, len(params), PARAMS_PER_BATCH):
-            self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_BATCH])
+        params = [Param(name, value[:LENGTH]) for name, value in flatten(job.spec)]
+        for start in range(0, len(params), PER_BATCH):
+            self._client.log_batch(run_id, params=params[start : start + PER_BATCH])
         return run_id
-
-
-def flatten(spec: TrainSpec) -> Iterator[tuple[str, str]]:
-    """The specification as (field path, value) pairs; labels and descriptions stand in tags."""
-    skipped = {"description", "labels", "name", "experiment", "schema_version"}
-    yield from _leaves("", spec.model_dump(mode="json", exclude=skipped))
-
-
-def _leaves(path: str, node: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _leaves(f"{path}.{name}" if path else name, child)
-    elif isinstance(node, list) and any(isinstance(child, dict) for child in node):
-        for index, child in enumerate(node):
-            yield from _leaves(f"{path}.{index}", child)
-    else:
-        yield path, str(node)
-
-
-def describe(job: Job) -> str:
-    """The run's note, in Markdown: what this run is."""
-    spec = job.spec
-    lines = [
-        f"# {spec.name}",
-        spec.description,
-        f"Job `{job.id}`: a **{spec.model.type}** trained on **{spec.dataset.type}** for at most "
-        f"{spec.epochs} epochs, {spec.batch_size} images a batch, in {spec.precision}, seed "
-        f"{spec.seed}.",
-        "The best weights are chosen by the accuracy on the validation part; the test set is read "
-        "once, at the end (`test/`: best weights, `test_last/`: last weights). Open *Model "
-        "metrics* for the curves and the reconstruction sheets.",
-    ]
-    return "\n\n".join(line for line in lines if line)

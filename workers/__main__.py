@@ -8,14 +8,18 @@ import argparse
 import logging
 import os
 import traceback
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from workers.attempt import Attempt, AttemptFolder, Progress, Reason, Result
+from workers.attempt import AnyAttempt, AttemptFolder, Progress, Reason, Result
 from workers.process import die_with_parent, print_to
 from workers.stop import StopSignal
+
+KINDS = {"train": "workers.train:train", "search": "workers.search.driver:search"}
+"""What runs a job of each kind: a function of folder, attempt and stop signal."""
 
 
 def main() -> int:
@@ -51,9 +55,10 @@ def _run(folder: AttemptFolder, stop: StopSignal) -> Result:
     except (FileNotFoundError, ValidationError, VersionMismatchError) as error:
         return Result(outcome="failed", reason=Reason.VERSION_MISMATCH, evidence=str(error))
     try:
-        from workers.train import train
-
-        return train(folder, attempt, stop)
+        module, _, name = KINDS[attempt.kind].partition(":")
+        run = getattr(import_module(module), name)
+        result: Result = run(folder, attempt, stop)
+        return result
     except Exception as error:
         from workers.failures import classify
 
@@ -69,7 +74,7 @@ class VersionMismatchError(RuntimeError):
     """Control plane and worker are not of one release."""
 
 
-def _check_version(attempt: Attempt) -> None:
+def _check_version(attempt: AnyAttempt) -> None:
     installed = version("capsnet-training-service")
     if attempt.package_version != installed:
         raise VersionMismatchError(

@@ -9,6 +9,8 @@
         checkpoints/     worker                    see `capsmodel.checkpoint`
         artifacts/       worker                    pictures, as they went to MLflow
         result.json      worker -> control plane   `Result`, the worker's last word
+        leave            driver -> its workers     save a checkpoint and leave: the driver must go
+        outcome-R.json   worker R -> driver        `Result`, where several workers train together
 
 Only the current attempt's folder is read, so a stale attempt has nowhere to commit. Both sides
 import this module; it stands on Pydantic alone.
@@ -18,10 +20,11 @@ import os
 import secrets
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from workers.search_specs import TRUSTED, SearchSpec
 from workers.specs import SCHEMA_VERSION, TrainSpec
 
 StopKind = Literal["cancel", "pause"]
@@ -45,6 +48,8 @@ class Reason(StrEnum):
     ERROR = "error"
     WORKER_LOST = "worker-lost"
     INTERRUPTED = "interrupted"
+    BUDGET = "budget"
+    TRIALS_FAILED = "trials-failed"
 
 
 HINTS: dict[Reason, str] = {
@@ -58,6 +63,9 @@ HINTS: dict[Reason, str] = {
     Reason.ERROR: "the traceback stands in the job's log",
     Reason.INTERRUPTED: "its node was stopped; the job goes on from its checkpoint",
     Reason.WORKER_LOST: "the worker's process died without a word; look at the node",
+    Reason.BUDGET: "raise budget.max_runtime_s, or lower trials",
+    Reason.TRIALS_FAILED: "the trials' reasons tell why; retry-failed runs them again, and "
+    "budget.max_failures says how many are tolerated",
 }
 
 
@@ -68,8 +76,9 @@ class _Document(BaseModel):
 
 
 class Attempt(_Document):
-    """What the worker is to do."""
+    """What the worker of a training job is to do."""
 
+    kind: Literal["train"] = "train"
     package_version: str
     job: str
     attempt: int
@@ -80,10 +89,54 @@ class Attempt(_Document):
     """Checkpoint that `spec.init_from` stands for, below CAPS_STORAGE."""
 
 
+class SearchAttempt(_Document):
+    """What the driver of a search is to do."""
+
+    kind: Literal["search"] = "search"
+    package_version: str
+    job: str
+    attempt: int
+    spec: SearchSpec
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    """MLflow's parent run."""
+    init_checkpoint: str | None = None
+    """Checkpoint that `spec.base.init_from` stands for, below CAPS_STORAGE."""
+    retry_through: int = 0
+    """Failures in attempts up to this one are void: their trials run again."""
+
+
+AnyAttempt = Attempt | SearchAttempt
+
+
+_ANY_ATTEMPT: TypeAdapter[AnyAttempt] = TypeAdapter(
+    Annotated[Attempt | SearchAttempt, Field(discriminator="kind")]
+)
+
+
+class TrialCounts(BaseModel):
+    """How many trials of a search are where."""
+
+    total: int = 0
+    """That the search will run if nothing ends it early."""
+    waiting: int = 0
+    running: int = 0
+    succeeded: int = 0
+    pruned: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def ended(self) -> int:
+        """Trials that run no more."""
+        return self.succeeded + self.pruned + self.failed + self.cancelled
+
+
 class Progress(_Document):
     """How far the worker is."""
 
-    phase: Literal["starting", "training", "evaluating", "finishing"] = "starting"
+    phase: Literal["starting", "training", "searching", "evaluating", "finishing"] = "starting"
     epoch: int = 0
     """Epochs completed."""
     epochs: int = 0
@@ -97,6 +150,10 @@ class Progress(_Document):
     val_accuracy: float | None = None
     first_step_at: float | None = None
     """When this attempt's first training step ended, in seconds since 1970."""
+    trials: TrialCounts | None = None
+    """Of a search."""
+    best_score: float | None = None
+    """Of a search: the best configuration's mean."""
 
 
 class CheckpointRef(BaseModel):
@@ -169,13 +226,14 @@ class AttemptFolder:
         """`path` below the storage's root, as other nodes know it."""
         return path.relative_to(self.storage).as_posix()
 
-    def write_attempt(self, attempt: Attempt) -> None:
+    def write_attempt(self, attempt: AnyAttempt) -> None:
         """Make the folder and say what is to be done."""
         self._write("attempt.json", attempt)
 
-    def read_attempt(self) -> Attempt:
+    def read_attempt(self) -> AnyAttempt:
         """Raises FileNotFoundError, or pydantic.ValidationError where versions differ."""
-        return Attempt.model_validate_json((self.path / "attempt.json").read_bytes())
+        content = (self.path / "attempt.json").read_bytes()
+        return _ANY_ATTEMPT.validate_json(content, context=TRUSTED)
 
     def request_stop(self, kind: StopKind) -> None:
         """Ask the worker to leave a checkpoint and go."""
@@ -188,6 +246,26 @@ class AttemptFolder:
         except FileNotFoundError:
             return None
         return "pause" if text == "pause" else "cancel"
+
+    def request_leave(self) -> None:
+        """Have the workers of this driver leave a checkpoint and go; the job will go on later."""
+        write_atomic(self.path / "leave", b"")
+
+    def leave_requested(self) -> bool:
+        """Whether the driver must go."""
+        return (self.path / "leave").exists()
+
+    def outcome_file(self, rank: int) -> Path:
+        """Where one of several workers leaves what became of it."""
+        return self.path / f"outcome-{rank}.json"
+
+    def write_outcome(self, rank: int, result: Result) -> None:
+        """What one of several workers leaves for their driver."""
+        self._write(self.outcome_file(rank).name, result)
+
+    def read_outcome(self, rank: int) -> Result | None:
+        """None while that worker has not ended by itself."""
+        return self._read(self.outcome_file(rank).name, Result)
 
     def write_progress(self, progress: Progress) -> None:
         """Tell how far the worker is; also its heartbeat."""

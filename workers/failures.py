@@ -4,6 +4,7 @@ import torch
 
 from capsmodel.checkpoint import BadCheckpointError
 from capsmodel.datasets import DataCorruptError, DataMissingError
+from capsmodel.distributed import RankFailedError
 from capsmodel.divergence import DivergedError
 from capsmodel.training_state import IncompatibleStateError
 from workers.attempt import Reason
@@ -16,6 +17,9 @@ _REASONS: list[tuple[type[BaseException], Reason]] = [
     (DataCorruptError, Reason.DATA_MISSING),
     (BadCheckpointError, Reason.BAD_CHECKPOINT),
     (IncompatibleStateError, Reason.BAD_CHECKPOINT),
+    # What a worker meets when another one is gone.
+    (RankFailedError, Reason.WORKER_LOST),
+    (torch.distributed.DistError, Reason.WORKER_LOST),
 ]
 
 
@@ -26,4 +30,6 @@ def classify(error: BaseException) -> Reason:
             return reason
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return Reason.OUT_OF_MEMORY  # the CPU allocator of PyTorch has no class of its own
+    if isinstance(error, RuntimeError) and "gloo/transport" in str(error):
+        return Reason.WORKER_LOST  # nor have the connections between workers
     return Reason.ERROR

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from capsmodel.callbacks import Callback
 from capsmodel.checkpoint import CheckpointFolder, CheckpointInfo
@@ -14,8 +14,9 @@ from workers import uploads
 from workers.artifacts import Artifact, View
 from workers.attempt import AttemptFolder, Progress
 from workers.specs import TrainSpec
-from workers.stop import StopSignal
-from workers.tracking import Tracker
+
+if TYPE_CHECKING:
+    from workers.course import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +32,14 @@ class Reporter(Callback):
         self,
         folder: AttemptFolder,
         spec: TrainSpec,
-        tracker: Tracker,
+        telemetry: "Telemetry",
         checkpoints: CheckpointFolder,
-        stop: StopSignal,
         artifacts: Sequence[Artifact],
     ) -> None:
         self._folder = folder
         self._spec = spec
-        self._tracker = tracker
+        self._telemetry = telemetry
         self._checkpoints = checkpoints
-        self._stop = stop
         self._artifacts = artifacts
         self._progress = Progress()
         self._tell_at = 0.0
@@ -50,16 +49,12 @@ class Reporter(Callback):
         """The first word after model and data are ready."""
         self._checkpoint_at = time.monotonic() + self._spec.checkpoint_every_s
         self.phase("training", trainer)
-        if self._stop.cause():
-            trainer.request_stop()
 
     def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Every step: leave if asked to; about once a second: tell how it goes."""
+        """Tell how it goes, about once a second."""
         now = time.monotonic()
         if self._progress.first_step_at is None:
             self._progress.first_step_at = time.time()
-        if self._stop.cause():
-            trainer.request_stop()
         if now >= self._tell_at:
             self._tell_at = now + TELL_EVERY_S
             self._tell_step(trainer, metrics)
@@ -67,11 +62,11 @@ class Reporter(Callback):
             self._save(trainer)
 
     def on_epoch(self, trainer: Trainer, metrics: EpochMetrics) -> None:
-        """Every epoch: checkpoint first, so that a resumed attempt has what was told."""
+        """Tell, then save: a resumed training that knows the epoch need not tell it again."""
+        self._telemetry.log(epoch_metrics(metrics), metrics.step)
         info = self._save(trainer)
         if metrics.is_best:
             self._checkpoints.mark_best(info)
-        self._tracker.log(_epoch_metrics(metrics), metrics.step)
         self._progress.train_accuracy = metrics.train.accuracy
         if metrics.validation:
             self._progress.val_accuracy = metrics.validation.accuracy
@@ -103,7 +98,7 @@ class Reporter(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
             key = f"{artifact.name}/{part}"
-            self._tracker.submit(path.name, uploads.log_picture(path, key, epoch))
+            self._telemetry.submit(path.name, uploads.log_picture(path, key, epoch))
             made.append(path)
         return made
 
@@ -116,7 +111,7 @@ class Reporter(Callback):
         values["train/learning_rate"] = metrics.learning_rate
         values["train/gradient_norm"] = metrics.gradient_norm
         values["speed/images_per_s"] = metrics.images_per_s
-        self._tracker.log(values, metrics.step)
+        self._telemetry.log(values, metrics.step)
         progress = self._progress
         progress.train_loss = metrics.total_loss
         progress.train_accuracy = metrics.accuracy
@@ -141,7 +136,8 @@ def measures_of(metrics: Evaluation | StepMetrics) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
+def epoch_metrics(metrics: EpochMetrics) -> dict[str, float]:
+    """What an epoch measured, by the names that MLflow shows."""
     parts: dict[str, Evaluation | None] = {
         "train_epoch": metrics.train,
         "val": metrics.validation,

@@ -52,18 +52,30 @@ StoragePath = Annotated[
     Field(max_length=500, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\.pt$"),
     AfterValidator(_below_storage),
 ]
+AcceleratorType = Annotated[str, Field(max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class ResourcesConfig(Config):
     """What a job reserves on the cluster."""
 
-    workers: int = Field(default=1, ge=1, le=1)
-    """Training processes; this release runs one."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Training processes, perhaps on several nodes; each learns from its share of every batch."""
     cpus_per_worker: int = Field(default=2, ge=1, le=512)
     """CPU cores of each worker; PyTorch uses as many threads."""
-    gpus_per_worker: int = Field(default=0, ge=0, le=1)
-    """GPUs of each worker."""
+    gpus_per_worker: float = Field(default=0, ge=0, le=1)
+    """GPUs of each worker; a fraction lets jobs or trials share one."""
+    accelerator_type: AcceleratorType | None = None
+    """Only on nodes with this kind of accelerator, by Ray's name: `H100`, `A100`, `T4`."""
+
+    @model_validator(mode="after")
+    def _workers_share_no_gpu(self) -> Self:
+        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g}, but {self.workers} workers of one "
+                "job need a GPU each (NCCL): write 1, or workers: 1"
+            )
+        return self
 
 
 class ArtifactConfig(Config):

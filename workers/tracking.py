@@ -18,6 +18,9 @@ from workers.spool import Point, Spool
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+Call = Callable[["MlflowClient", str], None]
+"""A call to MLflow for one run, by its id."""
+
 logger = logging.getLogger(__name__)
 
 SHIP_EVERY_S = 1.0
@@ -34,7 +37,7 @@ class Task:
     """One call to MLflow beyond metrics; repeated until it works or the patience is over."""
 
     what: str
-    call: Callable[["MlflowClient", str], None]
+    call: Call
 
 
 class Tracker:
@@ -60,7 +63,7 @@ class Tracker:
         self._spool.append(values, step)
         self._begun.set()
 
-    def submit(self, what: str, call: Callable[["MlflowClient", str], None]) -> None:
+    def submit(self, what: str, call: Call) -> None:
         """Have `call(client, run_id)` made in turn; `what` names it in messages."""
         self._tasks.put(Task(what, call))
 
@@ -121,12 +124,12 @@ class Tracker:
         return monitor
 
     def _send_earlier(self, client: "MlflowClient", run_id: str) -> None:
-        _send(client, run_id, self._spool.earlier_points())
+        send_points(client, run_id, self._spool.earlier_points())
 
     def _send_new(self, client: "MlflowClient", offset: int) -> int:
         points, behind = self._spool.points_from(offset)
         if points:
-            self._insist(Task("metrics", lambda c, run_id: _send(c, run_id, points)), client)
+            self._insist(Task("metrics", lambda c, run_id: send_points(c, run_id, points)), client)
         return behind
 
     def _insist(self, task: Task, client: "MlflowClient") -> None:
@@ -157,7 +160,8 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, OSError)  # those of requests are among them
 
 
-def _send(client: "MlflowClient", run_id: str, points: Iterable[Point]) -> None:
+def send_points(client: "MlflowClient", run_id: str, points: Iterable[Point]) -> None:
+    """Metric points in as few calls as MLflow allows."""
     from mlflow.entities import Metric
 
     remaining = iter(points)

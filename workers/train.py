@@ -4,24 +4,20 @@ Data come from CAPS_DATA_DIR, the start from the newest checkpoint of earlier at
 `init_from`), and what is learned goes to the attempt's folder and to MLflow.
 """
 
-import logging
 import shutil
+from dataclasses import dataclass
 
-import torch
-
-from capsmodel.checkpoint import CheckpointFolder, CheckpointInfo, load_checkpoint, read_info
+from capsmodel.checkpoint import CheckpointInfo, load_checkpoint, read_info
 from capsmodel.datasets import load_dataset
 from capsmodel.metrics import Evaluation
-from capsmodel.training import Trainer, TrainingOutcome
+from capsmodel.training import TrainingOutcome
 from workers import uploads
-from workers.artifacts import build_artifacts
-from workers.attempt import Attempt, AttemptFolder, CheckpointRef, Kept, Outcome, Reason, Result
-from workers.reporter import Reporter, measures_of
+from workers.attempt import Attempt, AttemptFolder, Kept, Reason, Result
+from workers.course import Course, Setting, Telemetry, prepare_device, wait_for_all
+from workers.reporter import measures_of
 from workers.spool import Spool
-from workers.stop import StopCause, StopSignal
-from workers.tracking import Tracker
-
-logger = logging.getLogger(__name__)
+from workers.stop import StopFlag
+from workers.tracking import Call, Tracker
 
 PATIENCE_DONE_S = 120.0
 """How long a finished training waits for MLflow to take what is left."""
@@ -29,16 +25,24 @@ PATIENCE_STOPPED_S = 3.0
 """How long a cancelled or failed one does: its slot is wanted."""
 
 
-def train(folder: AttemptFolder, attempt: Attempt, stop: StopSignal) -> Result:
+def train(folder: AttemptFolder, attempt: Attempt, stop: StopFlag) -> Result:
     """Train, evaluate and report, as `attempt.spec` says; resumes earlier attempts' work."""
-    spec = attempt.spec
-    device = _device(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker)
+    resources = attempt.spec.resources
+    if resources.workers > 1:
+        from workers.together import train_together
+
+        return train_together(folder, attempt, stop)
+    return lead(folder, attempt, stop)
+
+
+def lead(folder: AttemptFolder, attempt: Attempt, stop: StopFlag) -> Result:
+    """The whole of it in the only worker, or in the first of several."""
     spool = Spool(folder.metrics, [earlier.metrics for earlier in folder.earlier()])
     tracker = Tracker(attempt.tracking_uri, attempt.run_id, spool)
     tracker.submit("start of the run", uploads.start(attempt))
     tracker.start()
     try:
-        result = _train(folder, attempt, stop, tracker, device)
+        result = _train(folder, attempt, stop, tracker)
     except BaseException:
         if not folder.superseded():  # the run belongs to the later attempt
             tracker.submit("end of the run", uploads.end("FAILED"))
@@ -52,150 +56,119 @@ def train(folder: AttemptFolder, attempt: Attempt, stop: StopSignal) -> Result:
     return result.model_copy(update={"tracking": tracker.finish(patience, hurry)})
 
 
+def follow(folder: AttemptFolder, attempt: Attempt, stop: StopFlag, rank: int) -> None:
+    """The part of a worker that is not the first: it computes, and tells nothing."""
+    course = _course(folder, attempt, stop, Silence(), rank)
+    outcome = course.run()
+    if outcome.stopped != "requested":
+        examine(course)
+
+
+class Silence:
+    """The telemetry of workers that tell nothing."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Tell nothing."""
+
+    def submit(self, what: str, call: Call) -> None:
+        """Tell nothing."""
+
+
 def never() -> None:
     """Nothing hurries an attempt that was stopped: its patience is short."""
 
 
-def _train(
-    folder: AttemptFolder,
-    attempt: Attempt,
-    stop: StopSignal,
-    tracker: Tracker,
-    device: torch.device,
-) -> Result:
-    spec = attempt.spec
-    dataset = load_dataset(spec.dataset)
-    tracker.submit("data set", uploads.log_dataset(spec.dataset.type, dataset))
-    checkpoints = CheckpointFolder(folder.checkpoints)
-    reporter = Reporter(folder, spec, tracker, checkpoints, stop, build_artifacts(spec.artifacts))
-    trainer = Trainer(spec.training, dataset, device=device, callbacks=[reporter])
-    _restore(trainer, folder, attempt, checkpoints)
-    outcome = trainer.fit()
+def _train(folder: AttemptFolder, attempt: Attempt, stop: StopFlag, tracker: Tracker) -> Result:
+    course = _course(folder, attempt, stop, tracker, rank=0)
+    data = course.trainer.dataset
+    tracker.submit("data set", uploads.log_dataset(attempt.spec.dataset.type, data))
+    outcome = course.run()
     if outcome.stopped == "requested":
-        return _stopped(folder, trainer, stop, checkpoints)
-    return _finish(folder, attempt, trainer, outcome, reporter, tracker, checkpoints)
+        return course.left()
+    return _finish(course, outcome, tracker)
 
 
-def _device(cpus: int, gpus: int) -> torch.device:
-    torch.set_num_threads(cpus)
-    if gpus and not torch.cuda.is_available():
-        raise RuntimeError("resources.gpus_per_worker is 1, but PyTorch finds no GPU here")
-    return torch.device("cuda" if gpus else "cpu")
-
-
-def _restore(
-    trainer: Trainer, folder: AttemptFolder, attempt: Attempt, checkpoints: CheckpointFolder
-) -> None:
-    """Go on from the newest checkpoint that verifies, else from `init_from`, else afresh."""
-    for earlier in [folder, *folder.earlier()]:
-        source = CheckpointFolder(earlier.checkpoints)
-        newest, reports = source.newest_verified()
-        for report in reports:
-            logger.warning("a checkpoint is skipped: %s", report)
-        if newest is None:
-            continue
-        trainer.load_state_dict(load_checkpoint(newest.path, newest.sha256))
-        logger.info("resumed from %s, step %d", folder.relative(newest.path), newest.step)
-        if earlier is not folder:
-            _carry_best(trainer, newest, source, checkpoints)
-        return
-    if attempt.init_checkpoint is not None:
-        trainer.load_weights(load_checkpoint(folder.storage / attempt.init_checkpoint))
-        logger.info("initial weights from %s", attempt.init_checkpoint)
-
-
-def _carry_best(
-    trainer: Trainer, newest: CheckpointInfo, source: CheckpointFolder, own: CheckpointFolder
-) -> None:
-    """Take the best checkpoint over: the newest, if a crash came before it was marked."""
-    if trainer.best is None:
-        return
-    marked = source.best()
-    if trainer.best.step == newest.step:
-        own.adopt_best(newest)
-    elif marked is not None:
-        own.adopt_best(marked)
-
-
-def _stopped(
-    folder: AttemptFolder, trainer: Trainer, stop: StopSignal, checkpoints: CheckpointFolder
-) -> Result:
-    kept: dict[Kept, CheckpointInfo] = {}
-    kept["last"] = checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
-    best = checkpoints.best()
-    if best is not None:
-        kept["best"] = best
-    outcomes: dict[StopCause | None, tuple[Outcome, Reason]] = {
-        "pause": ("paused", Reason.PAUSED),
-        "cancel": ("cancelled", Reason.CANCELLED),
-    }
-    outcome, reason = outcomes.get(stop.cause(), ("interrupted", Reason.INTERRUPTED))
-    return Result(
-        outcome=outcome,
-        reason=reason,
-        evidence=f"stopped at step {trainer.step} of {trainer.total_steps}; checkpoint saved",
-        checkpoints={name: _reference(folder, info) for name, info in kept.items()},
-        step=trainer.step,
+def _course(
+    folder: AttemptFolder, attempt: Attempt, stop: StopFlag, telemetry: Telemetry, rank: int
+) -> Course:
+    spec, resources = attempt.spec, attempt.spec.resources
+    device = prepare_device(resources.cpus_per_worker, resources.gpus_per_worker)
+    setting = Setting(
+        folder=folder,
+        spec=spec,
+        device=device,
+        telemetry=telemetry,
+        stop=stop,
+        init_checkpoint=attempt.init_checkpoint,
+        rank=rank,
     )
+    return Course(setting, load_dataset(spec.dataset))
 
 
-def _finish(
-    folder: AttemptFolder,
-    attempt: Attempt,
-    trainer: Trainer,
-    outcome: TrainingOutcome,
-    reporter: Reporter,
-    tracker: Tracker,
-    checkpoints: CheckpointFolder,
-) -> Result:
-    """Read the test set, once, for last and best weights; make and send what is to stay."""
-    spec = attempt.spec
-    reporter.phase("evaluating", trainer)
+@dataclass(frozen=True)
+class Examination:
+    """What the test set said, and of which weights."""
+
+    last: Evaluation
+    best: Evaluation
+    best_epoch: int
+
+
+def examine(course: Course) -> Examination:
+    """Read the test set, once, for last and best weights; the model is left with the best.
+
+    All workers of a training do so together.
+    """
+    trainer, checkpoints = course.trainer, course.checkpoints
     last_test = trainer.evaluate("test")
-    tracker.log(_named("test_last", last_test), trainer.step)
-    last = checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
-    best = checkpoints.best() or checkpoints.mark_best(last)
-    best_test = last_test
-    if best.step != last.step:
-        trainer.load_weights(load_checkpoint(best.path, best.sha256))
-        best_test = trainer.evaluate("test")
+    if course.setting.leads:
+        last = checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
+        if checkpoints.best() is None:
+            checkpoints.mark_best(last)
+    wait_for_all()
+    best = checkpoints.best()
+    if best is None or best.step == trainer.step:
+        return Examination(last_test, last_test, trainer.epoch)
+    trainer.load_weights(load_checkpoint(best.path, best.sha256))
+    return Examination(last_test, trainer.evaluate("test"), best.epoch)
+
+
+def _finish(course: Course, outcome: TrainingOutcome, tracker: Tracker) -> Result:
+    """Examine; make and send what is to stay."""
+    assert course.reporter is not None
+    folder, spec, trainer = course.setting.folder, course.setting.spec, course.trainer
+    course.reporter.phase("evaluating", trainer)
+    test = examine(course)
     facts = {f"data/{name}": value for name, value in trainer.dataset.facts.items()}
-    tracker.log(_named("test", best_test) | facts, outcome.step)
-    reporter.phase("finishing", trainer)
-    sheets = reporter.pictures(trainer, "test", outcome.epoch)
-    metrics = {**_named("test", best_test), **_named("test_last", last_test), **facts}
+    metrics = {**_named("test", test.best), **_named("test_last", test.last), **facts}
+    tracker.log(metrics, outcome.step)
+    course.reporter.phase("finishing", trainer)
+    sheets = course.reporter.pictures(trainer, "test", outcome.epoch)
     if outcome.best is not None:
         metrics["val/best_accuracy"] = outcome.best.accuracy
     tracker.submit("the model", uploads.log_model(trainer.model, spec, folder.path / "model"))
-    kept = _keep(folder, spec.keep, checkpoints)
+    kept = _keep(course)
     for name, info in kept.items():
         tracker.submit(f"{name} checkpoint", uploads.log_checkpoint(name, info))
     tracker.submit("the note", uploads.log_summary(metrics, outcome, sheets))
     return Result(
         outcome="succeeded",
         reason=Reason.COMPLETED,
-        evidence=f"test accuracy {best_test.accuracy:.4f} after epoch {best.epoch}",
+        evidence=f"test accuracy {test.best.accuracy:.4f} after epoch {test.best_epoch}",
         metrics=metrics,
-        checkpoints={name: _reference(folder, info) for name, info in kept.items()},
+        checkpoints=course.references(kept),
         artifacts=[folder.relative(path) for path in sorted(folder.artifacts.rglob("*.png"))],
         step=outcome.step,
     )
 
 
-def _keep(
-    folder: AttemptFolder, keep: tuple[Kept, ...], checkpoints: CheckpointFolder
-) -> dict[Kept, CheckpointInfo]:
+def _keep(course: Course) -> dict[Kept, CheckpointInfo]:
     """Prune to what the specification keeps; earlier attempts' checkpoints are not needed now."""
-    checkpoints.keep(best="best" in keep, last="last" in keep)
+    folder, keep = course.setting.folder, course.setting.spec.keep
+    course.checkpoints.keep(best="best" in keep, last="last" in keep)
     for earlier in folder.earlier():
         shutil.rmtree(earlier.checkpoints, ignore_errors=True)
     return {name: read_info(folder.checkpoints / f"{name}.pt") for name in keep}
-
-
-def _reference(folder: AttemptFolder, info: CheckpointInfo) -> CheckpointRef:
-    return CheckpointRef(
-        path=folder.relative(info.path), sha256=info.sha256, epoch=info.epoch, step=info.step
-    )
 
 
 def _named(prefix: str, evaluation: Evaluation) -> dict[str, float]:

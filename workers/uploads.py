@@ -2,28 +2,27 @@
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capsmodel.checkpoint import CheckpointInfo
-from capsmodel.datasets import Dataset
-from capsmodel.model import Model
-from capsmodel.training import TrainingOutcome
-from workers.attempt import Attempt
+from workers.attempt import AnyAttempt
 from workers.specs import TrainSpec
+from workers.tracking import Call
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the driver of a search sends files, and loads no PyTorch for it
     from mlflow import MlflowClient
 
-Call = Callable[["MlflowClient", str], None]
+    from capsmodel.checkpoint import CheckpointInfo
+    from capsmodel.datasets import Dataset
+    from capsmodel.model import Model
+    from capsmodel.training import TrainingOutcome
 
 NOTE = "mlflow.note.content"
 SHEETS = "sheets"
 """Folder of the run's artifacts that holds the pictures under their own names."""
 
 
-def start(attempt: Attempt) -> Call:
+def start(attempt: AnyAttempt) -> Call:
     """Tags of the attempt, and the specification as a file."""
 
     def call(client: "MlflowClient", run_id: str) -> None:
@@ -41,7 +40,7 @@ def end(status: str) -> Call:
     return lambda client, run_id: client.set_terminated(run_id, status)
 
 
-def log_dataset(name: str, dataset: Dataset) -> Call:
+def log_dataset(name: str, dataset: "Dataset") -> Call:
     """The data set as the run's input, with the digest that identifies it."""
 
     def call(client: "MlflowClient", run_id: str) -> None:
@@ -74,7 +73,7 @@ def log_picture(path: Path, key: str, epoch: int) -> Call:
     return call
 
 
-def log_checkpoint(name: str, info: CheckpointInfo) -> Call:
+def log_checkpoint(name: str, info: "CheckpointInfo") -> Call:
     """A checkpoint, with the digest that it must have."""
 
     def call(client: "MlflowClient", run_id: str) -> None:
@@ -84,7 +83,7 @@ def log_checkpoint(name: str, info: CheckpointInfo) -> Call:
     return call
 
 
-def log_model(model: Model, spec: TrainSpec, folder: Path) -> Call:
+def log_model(model: "Model", spec: TrainSpec, folder: Path) -> Call:
     """The model for `mlflow.pyfunc.load_model`; the weights are written now, sent later."""
     from workers.serving import save_weights
 
@@ -98,7 +97,7 @@ def log_model(model: Model, spec: TrainSpec, folder: Path) -> Call:
     return call
 
 
-def log_summary(metrics: dict[str, float], outcome: TrainingOutcome, sheets: list[Path]) -> Call:
+def log_summary(metrics: dict[str, float], outcome: "TrainingOutcome", sheets: list[Path]) -> Call:
     """Results and the last sheets, added to the note that the control plane began."""
 
     def call(client: "MlflowClient", run_id: str) -> None:

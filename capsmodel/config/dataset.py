@@ -1,11 +1,36 @@
 """Settings of the data sets, and the table of them."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from capsmodel.config.base import Config, ImageShape
 from capsmodel.open_set import Member, OpenSet
+
+
+class StoredPictures(NamedTuple):
+    """What a published set holds."""
+
+    per_class: tuple[int, ...]
+    """Pictures of each class to learn from."""
+    test: int
+    """Pictures to test."""
+
+
+class PartSizes(NamedTuple):
+    """Images of each part of a data set, as a training sees them."""
+
+    train: int
+    """Images an epoch."""
+    validation: int
+    test: int
+
+
+MNIST_PICTURES = StoredPictures(
+    (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949), test=10_000
+)
+FASHION_MNIST_PICTURES = StoredPictures((6000,) * 10, test=10_000)
+MNIST_5K_PICTURES = StoredPictures((400,) * 10, test=1000)
 
 
 class DatasetConfig(Config):
@@ -35,6 +60,39 @@ class DatasetConfig(Config):
     per_class: int | None = Field(default=None, ge=1, le=1_000_000)
     """Learn from only so many images of each class, chosen by the training's seed."""
 
+    @property
+    def stored(self) -> StoredPictures | None:
+        """What the set holds; None where only its files tell."""
+        return None
+
+    @property
+    def test_images_per_picture(self) -> int:
+        """Test images made of each stored picture."""
+        return 1
+
+    @property
+    def _held_out(self) -> list[int]:
+        """Images of each class that validation takes, of a set that says what it holds."""
+        stored = self.stored.per_class if self.stored else ()
+        return [round(count * self.validation_fraction) for count in stored]
+
+    @property
+    def images_per_class(self) -> tuple[int, ...] | None:
+        """Images of each class that validation leaves, before `per_class` chooses among them."""
+        if self.stored is None:
+            return None
+        pairs = zip(self.stored.per_class, self._held_out, strict=True)
+        return tuple(count - held_out for count, held_out in pairs)
+
+    @property
+    def part_sizes(self) -> PartSizes | None:
+        """Images of each part; None where the files must tell."""
+        if self.stored is None or self.images_per_class is None:
+            return None
+        train = [min(count, self.per_class or count) for count in self.images_per_class]
+        test = self.stored.test * self.test_images_per_picture
+        return PartSizes(sum(train), sum(self._held_out), test)
+
 
 class MnistConfig(DatasetConfig):
     """The whole of MNIST: 60,000 training and 10,000 test images, 28x28."""
@@ -42,6 +100,11 @@ class MnistConfig(DatasetConfig):
     image_shape: ClassVar = (1, 28, 28)
     classes: ClassVar = 10
     type: Literal["mnist"] = "mnist"
+
+    @property
+    def stored(self) -> StoredPictures:
+        """Of MNIST."""
+        return MNIST_PICTURES
 
 
 class FashionMnistConfig(DatasetConfig):
@@ -51,6 +114,11 @@ class FashionMnistConfig(DatasetConfig):
     classes: ClassVar = 10
     type: Literal["fashion-mnist"] = "fashion-mnist"
 
+    @property
+    def stored(self) -> StoredPictures:
+        """Of Fashion-MNIST."""
+        return FASHION_MNIST_PICTURES
+
 
 class Mnist5kConfig(DatasetConfig):
     """5,000 real MNIST digits that a package carries: 4,000 to learn from, 1,000 to test."""
@@ -58,6 +126,11 @@ class Mnist5kConfig(DatasetConfig):
     image_shape: ClassVar = (1, 28, 28)
     classes: ClassVar = 10
     type: Literal["mnist-5k"] = "mnist-5k"
+
+    @property
+    def stored(self) -> StoredPictures:
+        """Of the package's digits."""
+        return MNIST_5K_PICTURES
 
 
 class MultiMnistConfig(DatasetConfig):
@@ -78,6 +151,16 @@ class MultiMnistConfig(DatasetConfig):
     source: Literal["mnist", "mnist-5k"] = "mnist"
     """Whose digits are overlaid."""
 
+    @property
+    def stored(self) -> StoredPictures:
+        """Of the digits to overlay."""
+        return MNIST_PICTURES if self.source == "mnist" else MNIST_5K_PICTURES
+
+    @property
+    def test_images_per_picture(self) -> int:
+        """Every test digit comes so often, each time with another partner."""
+        return self.test_partners
+
 
 class ExpandedMnistConfig(DatasetConfig):
     """MNIST placed at random on 40x40 pixels, anew in every epoch (section 5.2)."""
@@ -87,6 +170,11 @@ class ExpandedMnistConfig(DatasetConfig):
     type: Literal["expanded-mnist"] = "expanded-mnist"
     max_shift: int = Field(default=6, ge=0, le=6)
     """Distance from the middle in training, in pixels each way; tests are placed by up to 6."""
+
+    @property
+    def stored(self) -> StoredPictures:
+        """Of MNIST."""
+        return MNIST_PICTURES
 
 
 class AffineMnistConfig(DatasetConfig):
@@ -103,6 +191,16 @@ class AffineMnistConfig(DatasetConfig):
     """Distance from the middle in training, in pixels each way."""
     test_copies: int = Field(default=1, ge=1, le=32)
     """Transforms of each of the 10,000 test digits; affNIST has 32."""
+
+    @property
+    def stored(self) -> StoredPictures:
+        """Of MNIST."""
+        return MNIST_PICTURES
+
+    @property
+    def test_images_per_picture(self) -> int:
+        """As many as transforms."""
+        return self.test_copies
 
 
 class HuggingFaceConfig(DatasetConfig):

@@ -36,6 +36,15 @@ class ModelConfig(Config):
     targets: int = Field(default=1, ge=1, le=2)
     """Classes present in an image: 2 where digits overlap; by default those of the data set."""
 
+    @property
+    def forward_flops(self) -> int | None:
+        """Floating point operations of one image's way forward; None where nobody counted them.
+
+        Convolutions, fully connected layers, votes and routing count, a multiplication with its
+        addition as 2. Biases, activations, squash, softmax, pooling and losses do not.
+        """
+        return None
+
 
 class CapsNetConfig(ModelConfig):
     """The architecture of section 4 (figure 1); the defaults are the paper's MNIST net."""
@@ -85,6 +94,27 @@ class CapsNetConfig(ModelConfig):
         """Number I of primary capsules: types x grid height x grid width."""
         rows, columns = self.primary_grid
         return self.primary_types * rows * columns
+
+    @property
+    def forward_flops(self) -> int | None:
+        """Both convolutions, votes, routing, and one drawing for each class present."""
+        routing = self.routing.flops(self.primary_capsules, self.classes, self.class_dim)
+        if routing is None:
+            return None
+        channels, height, width = self.image_shape
+        features = self._features_side(height) * self._features_side(width)
+        conv = 2 * features * channels * self.conv_kernel**2 * self.conv_channels
+        primary = 2 * self.conv_channels * self.primary_kernel**2 * self.primary_dim
+        votes = 2 * self.primary_dim * self.classes * self.class_dim
+        capsules = self.primary_capsules * (primary + votes)
+        return conv + capsules + routing + self.targets * self._decoder_flops
+
+    @property
+    def _decoder_flops(self) -> int:
+        if self.decoder is None:
+            return 0
+        units = (self.classes * self.class_dim, *self.decoder.hidden, math.prod(self.image_shape))
+        return sum(2 * units_in * units_out for units_in, units_out in pairwise(units))
 
     def _features_side(self, pixels: int) -> int:
         return conv_side(pixels, self.conv_kernel, self.conv_stride, self.conv_padding)
@@ -203,6 +233,18 @@ class CnnConfig(ModelConfig):
         for _ in self.channels:
             height, width = -(-height // self.pool), -(-width // self.pool)
         return self.channels[-1] * height * width
+
+    @property
+    def forward_flops(self) -> int:
+        """Convolutions and fully connected layers."""
+        _, height, width = self.image_shape
+        flops = 0
+        widths = pairwise((self.image_shape[0], *self.channels))
+        for (channels_in, channels_out), kernel in zip(widths, self.kernels, strict=True):
+            flops += 2 * height * width * channels_in * kernel**2 * channels_out
+            height, width = -(-height // self.pool), -(-width // self.pool)
+        units = (self.features, *self.hidden, self.classes)
+        return flops + sum(2 * units_in * units_out for units_in, units_out in pairwise(units))
 
     @model_validator(mode="after")
     def _layers_fit(self) -> Self:

@@ -18,7 +18,7 @@ class OptimizerConfig(Config):
     """Adam (Kingma and Ba, 2015)."""
 
     type: Literal["adam"] = "adam"
-    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e6)
     """The schedule multiplies it."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)

@@ -4,7 +4,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from service.api.promotion import Promotion
 from service.api.views import Problem
+from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
 
 REFERENCES = "#/components/schemas/{model}"
@@ -27,7 +29,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in _NOT_OURS:
         schemas.pop(name, None)
-    for model in (TrainSpec, Problem):
+    for model in (TrainSpec, SearchSpec, Promotion, Problem):
         schema = model.model_json_schema(ref_template=REFERENCES)
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

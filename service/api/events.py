@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from service.api import examples
-from service.api.jobs import JobId, answer
+from service.api.described import answer
+from service.api.jobs import JobId
 from service.api.present import event_view
 from service.api.problems import documented
 from service.api.services import Given

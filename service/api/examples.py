@@ -15,6 +15,7 @@ SPEC: dict[str, Any] = {
 
 ITEM: dict[str, Any] = {
     "id": "6ak2kq782ntq",
+    "kind": "train",
     "name": "first-run",
     "experiment": "demo",
     "labels": {"team": "vision"},
@@ -39,6 +40,8 @@ ITEM: dict[str, Any] = {
         "train_loss": 0.0412,
         "train_accuracy": 0.981,
         "val_accuracy": 0.9775,
+        "trials": None,
+        "best_score": None,
         "heartbeat_age_s": 0.4,
     },
     "result": None,
@@ -57,6 +60,7 @@ ITEM: dict[str, Any] = {
         "cancel": "/v1/jobs/6ak2kq782ntq/cancel",
         "logs": "/v1/jobs/6ak2kq782ntq/logs",
         "events": "/v1/jobs/6ak2kq782ntq/events",
+        "search": None,
     },
 }
 

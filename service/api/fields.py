@@ -10,9 +10,11 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.errors import FieldError, Scalar
+from workers.search_space import Choice
+from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
 
 MAX_ERRORS = 50
@@ -23,10 +25,12 @@ Schema = dict[str, Any]
 Location = Sequence[str | int]
 
 
-def explain(error: ValidationError, document: Any) -> list[FieldError]:
-    """What is wrong with `document`, which should have been a `TrainSpec`."""
+def explain(
+    error: ValidationError, document: Any, spec: type[BaseModel] = TrainSpec
+) -> list[FieldError]:
+    """What is wrong with `document`, which should have been a `spec`."""
     lines = error.errors(include_url=False, include_context=True)
-    return [_explain(line, document) for line in lines[:MAX_ERRORS]]
+    return [_explain(line, document, spec) for line in lines[:MAX_ERRORS]]
 
 
 def pointer(location: Location) -> str:
@@ -44,9 +48,9 @@ def scalar(value: Any) -> Scalar | None:
     return value if isinstance(value, str) and len(value) <= MAX_VALUE else None
 
 
-def _explain(line: Any, document: Any) -> FieldError:
+def _explain(line: Any, document: Any, spec: type[BaseModel]) -> FieldError:
     location, kind, value = line["loc"], line["type"], line["input"]
-    parent, node = _walk(location, document)
+    parent, node = _Schema(spec).walk(location, document)
     accepted = _accepted(node) if node is not None else None
     detail, hint = _cut(line["msg"].removeprefix("Value error, "), MAX_TEXT), None
     if kind == "union_tag_invalid":
@@ -55,7 +59,7 @@ def _explain(line: Any, document: Any) -> FieldError:
         detail, accepted = f"unknown type {_cut(str(value), MAX_VALUE)!r}", f"one of {_and(names)}"
         hint = _did_you_mean(str(value), names)
     elif kind == "extra_forbidden":
-        detail, hint = "unknown field", _hint_for_unknown(location, parent)
+        detail, hint = "unknown field", _hint_for_unknown(location, parent, spec)
     elif kind == "value_error":  # a rule on several fields: the message tells what is accepted
         accepted = None
     elif kind == "missing":
@@ -71,20 +75,41 @@ def _explain(line: Any, document: Any) -> FieldError:
 
 
 @cache
-def _schema() -> Schema:
-    return TrainSpec.model_json_schema()
+def _json_schema(spec: type[BaseModel]) -> Schema:
+    return spec.model_json_schema()
 
 
-def _walk(location: Location, document: Any) -> tuple[Schema | None, Schema | None]:
-    """The schema of the object or list around `location`, and that of the place itself."""
-    parent, node, value = None, _resolve(_schema(), document), document
-    for part in location:
-        value = _step(value, part)
-        parent, child = node, _child(node, part)
-        if child is None:
-            return parent, None
-        node = _resolve(child, value)
-    return parent, node
+class _Schema:
+    """The JSON Schema of a specification, walked along a document."""
+
+    def __init__(self, spec: type[BaseModel]) -> None:
+        self._root = _json_schema(spec)
+
+    def walk(self, location: Location, document: Any) -> tuple[Schema | None, Schema | None]:
+        """The schema of the object or list around `location`, and that of the place itself."""
+        parent, node, value = None, self._resolve(self._root, document), document
+        for part in location:
+            value = _step(value, part)
+            parent, child = node, _child(node, part)
+            if child is None:
+                return parent, None
+            node = self._resolve(child, value)
+        return parent, node
+
+    def _resolve(self, node: Schema, value: Any) -> Schema:
+        """Follow references, options and the choice of a member by its `type`."""
+        if "$ref" in node:
+            name = node["$ref"].rpartition("/")[2]
+            return self._resolve(self._root["$defs"][name], value)
+        if "anyOf" in node:
+            options = [option for option in node["anyOf"] if option.get("type") != "null"]
+            return self._resolve(options[0], value) if len(options) == 1 else node
+        if "discriminator" in node:
+            members = node["discriminator"]["mapping"]
+            default = node.get("default", {}).get("type", next(iter(members)))
+            chosen = value.get("type", default) if isinstance(value, dict) else default
+            return self._resolve({"$ref": members.get(str(chosen), members[default])}, value)
+        return node
 
 
 def _step(value: Any, part: str | int) -> Any:
@@ -103,22 +128,6 @@ def _child(node: Schema, part: str | int) -> Schema | None:
         patterns = node.get("patternProperties", {})
         found = node.get("properties", {}).get(part) or next(iter(patterns.values()), None)
     return found if isinstance(found, dict) else None
-
-
-def _resolve(node: Schema, value: Any) -> Schema:
-    """Follow references, options and the choice of a member by its `type`."""
-    if "$ref" in node:
-        name = node["$ref"].rpartition("/")[2]
-        return _resolve(_schema()["$defs"][name], value)
-    if "anyOf" in node:
-        options = [option for option in node["anyOf"] if option.get("type") != "null"]
-        return _resolve(options[0], value) if len(options) == 1 else node
-    if "discriminator" in node:
-        members = node["discriminator"]["mapping"]
-        default = node.get("default", {}).get("type", next(iter(members)))
-        chosen = value.get("type", default) if isinstance(value, dict) else default
-        return _resolve({"$ref": members.get(str(chosen), members[default])}, value)
-    return node
 
 
 def _choices(node: Schema) -> list[Any]:
@@ -144,14 +153,19 @@ def _accepted(node: Schema) -> str | None:
 def _range(node: Schema) -> str:
     low, high = node.get("minimum"), node.get("maximum")
     if low is not None and high is not None:
-        return f"{low} to {high}"
+        return f"{_number(low)} to {_number(high)}"
     words = {
         "minimum": "at least",
         "exclusiveMinimum": "more than",
         "maximum": "at most",
         "exclusiveMaximum": "less than",
     }
-    return " and ".join(f"{word} {node[key]}" for key, word in words.items() if key in node)
+    bounds = [(word, node[key]) for key, word in words.items() if key in node]
+    return " and ".join(f"{word} {_number(bound)}" for word, bound in bounds)
+
+
+def _number(bound: float) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
 
 
 def _length(node: Schema, suffix: str, noun: str) -> str:
@@ -162,12 +176,14 @@ def _length(node: Schema, suffix: str, noun: str) -> str:
 # ------------------------------------------------------------------------------------------ hints
 
 
-def _hint_for_unknown(location: Location, parent: Schema | None) -> str | None:
+def _hint_for_unknown(
+    location: Location, parent: Schema | None, spec: type[BaseModel]
+) -> str | None:
     name, here = str(location[-1]), ".".join(map(str, location))
     known = list((parent or {}).get("properties", {}))
     if hint := _did_you_mean(name, known):
         return hint
-    if elsewhere := [p for p in _paths() if p.rpartition(".")[2] == name and p != here]:
+    if elsewhere := [p for p in _paths(spec) if p.rpartition(".")[2] == name and p != here]:
         return f"that field stands at {_and(elsewhere)}"
     return f"known fields: {', '.join(known)}" if known else None
 
@@ -178,9 +194,12 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str | None:
 
 
 @cache
-def _paths() -> tuple[str, ...]:
+def _paths(spec: type[BaseModel]) -> tuple[str, ...]:
     """Every field of a specification, as `model.routing.iterations`."""
-    return tuple(_below(TrainSpec().model_dump(mode="json", by_alias=True), ""))
+    any_space = {"space": {"epochs": Choice(values=(1,))}} if spec is SearchSpec else {}
+    document = spec(**any_space).model_dump(mode="json", by_alias=True)
+    document.pop("space", None)
+    return tuple(_below(document, ""))
 
 
 def _below(document: Any, prefix: str) -> Iterator[str]:

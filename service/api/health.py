@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from service.api import examples
-from service.api.jobs import answer
+from service.api.described import answer
 from service.api.services import Given, Probe
 from service.api.views import CheckView, HealthView, ReadyView
 from service.errors import CapsError

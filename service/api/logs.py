@@ -34,19 +34,27 @@ def _header(description: str, example: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}, "example": example}
 
 
+LOG_ANSWER = {
+    "description": "The log from `offset` on; characters are never cut",
+    "content": {"text/plain": {"schema": {"type": "string"}, "example": examples.LOG}},
+    "headers": {
+        "Caps-Log-Attempt": _header("The attempt whose log this is", "1"),
+        "Caps-Log-Offset": _header("Where to read on", "62"),
+        "Caps-Log-End": _header("`true` when this attempt writes no more", "false"),
+    },
+}
+Attempt = Annotated[
+    int | None, Query(ge=1, le=2**31, description="The current one if left out.", examples=[1])
+]
+Offset = Annotated[int, Query(ge=0, le=2**53, description="In bytes.", examples=[0])]
+Limit = Annotated[int, Query(ge=4, le=MAX_CHUNK, description="Bytes.", examples=[65536])]
+
+
 @router.get(
     "/{job_id}/logs",
     response_class=Response,
     responses={
-        200: {
-            "description": "The log from `offset` on; characters are never cut",
-            "content": {"text/plain": {"schema": {"type": "string"}, "example": examples.LOG}},
-            "headers": {
-                "Caps-Log-Attempt": _header("The attempt whose log this is", "1"),
-                "Caps-Log-Offset": _header("Where to read on", "62"),
-                "Caps-Log-End": _header("`true` when this attempt writes no more", "false"),
-            },
-        },
+        200: LOG_ANSWER,
         **documented(
             JobNotFoundError, AttemptNotFoundError, ParameterInvalidError, DatabaseUnavailableError
         ),
@@ -55,26 +63,24 @@ def _header(description: str, example: str) -> dict[str, Any]:
 def read_log(
     job_id: JobId,
     given: Given,
-    attempt: Annotated[
-        int | None, Query(ge=1, le=2**31, description="The current one if left out.", examples=[1])
-    ] = None,
-    offset: Annotated[int, Query(ge=0, le=2**53, description="In bytes.", examples=[0])] = 0,
-    limit: Annotated[int, Query(ge=4, le=MAX_CHUNK, description="Bytes.", examples=[65536])] = (
-        256 * 1024
-    ),
+    attempt: Attempt = None,
+    offset: Offset = 0,
+    limit: Limit = 256 * 1024,
 ) -> Response:
     """Read the log of an attempt."""
     job = given.store.get(job_id)
     number = job.attempt if attempt is None else attempt
     if number > job.attempt:
         raise AttemptNotFoundError(f"job {job.id} has {job.attempt} attempts, not {number}")
-    over = _over(job, number)
-    content, at_end = b"", True
-    if number > 0:
-        log = AttemptFolder(given.settings.storage_root, job.id, number).log
-        content, at_end = _read(log, offset, limit, whole=over)
+    log = AttemptFolder(given.settings.storage_root, job.id, number).log
+    return log_response(log, number, offset, limit, over=_over(job, number))
+
+
+def log_response(log: Path, attempt: int, offset: int, limit: int, *, over: bool) -> Response:
+    """Some of the log of an attempt, which writes no more if it is `over`."""
+    content, at_end = _read(log, offset, limit, whole=over)
     headers = {
-        "Caps-Log-Attempt": str(number),
+        "Caps-Log-Attempt": str(attempt),
         "Caps-Log-Offset": str(offset + len(content)),
         "Caps-Log-End": "true" if over and at_end else "false",
         "X-Content-Type-Options": "nosniff",

@@ -20,7 +20,7 @@ from service.api.views import (
     ProgressView,
     ResultView,
 )
-from service.queue.job import Desired, Event, Job, State
+from service.queue.job import Desired, Event, Job, Kind, State
 from workers.attempt import HINTS, AttemptFolder, Progress, Result
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Presenter:
         progress, heartbeat = self._progress(job)
         return JobItem(
             id=job.id,
+            kind=job.kind,
             name=job.spec.name,
             experiment=job.spec.experiment,
             labels=job.spec.labels,
@@ -77,7 +78,7 @@ class Presenter:
             started_at=_optional_time(job.started_at),
             finished_at=_optional_time(job.finished_at),
             not_before=_optional_time(job.not_before),
-            links=_links(job.id),
+            links=_links(job),
         )
 
     def _progress(self, job: Job) -> tuple[Progress | None, float | None]:
@@ -89,8 +90,12 @@ class Presenter:
     def _mlflow(self, job: Job) -> MlflowView | None:
         if job.experiment_id is None or job.run_id is None:
             return None
-        url = f"{self.mlflow_link}/#/experiments/{job.experiment_id}/runs/{job.run_id}"
+        url = self.run_url(job.experiment_id, job.run_id)
         return MlflowView(experiment_id=job.experiment_id, run_id=job.run_id, url=url)
+
+    def run_url(self, experiment_id: str, run_id: str) -> str:
+        """A run's page in MLflow."""
+        return f"{self.mlflow_link}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def phase(job: Job, progress: Progress | None, now: float) -> Phase:
@@ -127,7 +132,10 @@ def event_view(event: Event) -> EventView:
 
 
 def _progress_view(progress: Progress, heartbeat: float | None) -> ProgressView:
-    fraction = progress.step / progress.steps if progress.steps > 0 else 0.0
+    done, all_of_it = progress.step, progress.steps
+    if progress.trials is not None:
+        done, all_of_it = progress.trials.ended, progress.trials.total
+    fraction = done / all_of_it if all_of_it > 0 else 0.0
     return ProgressView(
         **progress.model_dump(exclude={"schema_version", "phase", "first_step_at"}),
         fraction=min(1.0, max(0.0, fraction)),
@@ -151,10 +159,14 @@ def _result_view(job: Job) -> ResultView | None:
     )
 
 
-def _links(job_id: str) -> JobLinks:
-    base = f"/v1/jobs/{job_id}"
+def _links(job: Job) -> JobLinks:
+    base = f"/v1/jobs/{job.id}"
     return JobLinks(
-        self=base, cancel=f"{base}/cancel", logs=f"{base}/logs", events=f"{base}/events"
+        self=base,
+        cancel=f"{base}/cancel",
+        logs=f"{base}/logs",
+        events=f"{base}/events",
+        search=f"/v1/searches/{job.id}" if job.kind is Kind.SEARCH else None,
     )
 
 

@@ -1,15 +1,19 @@
 """What the endpoints receive from the composition root."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 
 from service.api.present import Presenter
-from service.queue.job import Job
+from service.api.present_search import SearchPresenter, settled
+from service.errors import JobNotFoundError, SearchNotFoundError
+from service.queue.job import Job, Kind
 from service.queue.store import Store
 from service.settings import Settings
+from service.trial_tables import TrialTables
+from workers.trials import Trial
 
 
 class Probe(Protocol):
@@ -28,12 +32,33 @@ class Services:
     probes: Mapping[str, Probe]
     wake: Callable[[], None]
     """Makes the reconciler look at once."""
+    tables: TrialTables = field(default_factory=TrialTables)
+    """The trials of searches."""
 
     def presenter(self, jobs: list[Job]) -> Presenter:
         """A presenter that knows the places of `jobs` in the queue."""
         positions = self.store.positions([job.id for job in jobs if job.state == "QUEUED"])
         settings = self.settings
         return Presenter(settings.storage_root, settings.mlflow_link, self.store.now(), positions)
+
+    def search_presenter(self, jobs: list[Job]) -> SearchPresenter:
+        """A presenter of searches."""
+        return SearchPresenter(self.presenter(jobs))
+
+    def search(self, search_id: str) -> Job:
+        """Raises SearchNotFoundError, also for a job that is no search."""
+        try:
+            job = self.store.get(search_id)
+        except JobNotFoundError:
+            raise SearchNotFoundError(f"there is no search {search_id[:40]!r}") from None
+        if job.kind is not Kind.SEARCH:
+            hint = f"it is a training job: GET /v1/jobs/{job.id} or `capsctl show {job.id}`"
+            raise SearchNotFoundError(f"job {job.id} is no search", hint=hint)
+        return job
+
+    def trials(self, job: Job) -> list[Trial]:
+        """The trials of a search, by number."""
+        return settled(job, self.tables.trials(self.settings.storage_root, job.id, job.attempt))
 
 
 def _services(request: Request) -> Services:

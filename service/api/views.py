@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from service.queue.job import Desired, State
-from workers.attempt import CheckpointRef, Reason
+from service.queue.job import Desired, Kind, State
+from workers.attempt import CheckpointRef, Reason, TrialCounts
 
 Phase = Literal[
     "waiting",
@@ -14,6 +14,7 @@ Phase = Literal[
     "dispatching",
     "starting",
     "training",
+    "searching",
     "evaluating",
     "finishing",
     "stopping",
@@ -43,13 +44,17 @@ class ProgressView(View):
     """Optimizer steps done."""
     steps: int
     fraction: float
-    """Share of the steps that is done, 0 to 1."""
+    """Share of the steps that is done, or of a search's trials, 0 to 1."""
     images_per_s: float | None = None
     eta_s: float | None = None
     """Seconds left, by the worker's estimate."""
     train_loss: float | None = None
     train_accuracy: float | None = None
     val_accuracy: float | None = None
+    trials: TrialCounts | None = None
+    """Of a search: how many trials are where."""
+    best_score: float | None = None
+    """Of a search: the best configuration's mean."""
     heartbeat_age_s: float | None = None
     """Seconds since the worker last told of itself."""
 
@@ -81,12 +86,15 @@ class JobLinks(View):
     cancel: str
     logs: str
     events: str
+    search: str | None = None
+    """Of a search: its trials and verbs."""
 
 
 class JobItem(View):
     """A job in a list: all but its specification."""
 
     id: str
+    kind: Kind
     name: str
     experiment: str
     labels: dict[str, str]
@@ -123,7 +131,7 @@ class JobView(JobItem):
     """A job."""
 
     spec: dict[str, Any]
-    """The specification, complete with its defaults: see GET /v1/schema/train."""
+    """The specification, complete with its defaults: see GET /v1/schema/train or search."""
 
 
 class JobPage(View):

@@ -2,7 +2,7 @@
 
 import typer
 
-from service.cli import cancel, events, jobs, logs, schema, stack, submit, watch
+from service.cli import cancel, events, jobs, logs, schema, search, stack, submit, trials, watch
 from service.cli.output import Commands
 
 app = typer.Typer(
@@ -10,9 +10,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train capsule networks: submit jobs, watch them, run the whole service on one machine.",
+    help="Train capsule networks: submit jobs and searches, watch them, run the whole service on "
+    "one machine.",
 )
-for _module in (stack, submit, watch, jobs, logs, events, cancel, schema):
+for _module in (stack, submit, search, watch, jobs, trials, logs, events, cancel, schema):
     _module.register(app)
 
 

@@ -4,6 +4,7 @@ import typer
 
 from service.cli.output import Format, JobArgument, Output, console, print_json
 from service.client import CapsClient
+from service.queue.job import Kind
 
 
 def register(app: typer.Typer) -> None:
@@ -12,10 +13,11 @@ def register(app: typer.Typer) -> None:
 
 
 def cancel(job: JobArgument, output: Output = Format.TEXT) -> None:
-    """End a job: it leaves a checkpoint, then its processes are stopped."""
+    """End a job or a search: checkpoints are left, then its processes are stopped."""
     with CapsClient() as client:
         view = client.cancel(job)
     if output is Format.JSON:
         print_json(view)
     else:
-        console().print(f"job {view.id}: {view.phase}")
+        noun = "search" if view.kind is Kind.SEARCH else "job"
+        console().print(f"{noun} {view.id}: {view.phase}")

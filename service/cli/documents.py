@@ -34,14 +34,20 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, [*"-+0123456789"])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, [*"-+.0123456789"])
 
 
-def load(source: str, settings: Sequence[str]) -> dict[str, Any]:
+def load(source: str, settings: Sequence[str], *, presets: bool = True) -> dict[str, Any]:
     """The document that `source` (a file, `-` or a preset) names, with `--set` applied."""
-    document = _read(source)
-    parsed = [_parse_setting(setting) for setting in settings]
+    document = _read(source, presets=presets)
+    parsed = [_parse_setting(text) for text in settings]
     # A changed `type` starts from that type's defaults, so it goes before its other fields.
     for path, value in sorted(parsed, key=lambda setting: setting[0][-1] != "type"):
         _set(document, path, value)
     return document
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """What `--set` says: a path and a value."""
+    path, value = _parse_setting(text)
+    return ".".join(path), value
 
 
 def dump(document: Any) -> str:
@@ -54,11 +60,13 @@ def encode(document: dict[str, Any]) -> bytes:
     return json.dumps(document, default=str).encode()
 
 
-def _read(source: str) -> dict[str, Any]:
+def _read(source: str, *, presets: bool) -> dict[str, Any]:
     if source == "-":
         return _parse(sys.stdin.read(), "standard input")
     if Path(source).is_file():
         return _parse(Path(source).read_text(errors="replace"), source)
+    if not presets:
+        raise InputError(f"{source!r} is no file", hint="`capsctl schema search` tells its fields")
     if source in PRESETS:
         return _preset(PRESETS[source])
     close = get_close_matches(source, PRESETS, n=1)

@@ -1,4 +1,4 @@
-"""`capsctl jobs` and `show`: the queue, and one job of it."""
+"""`capsctl jobs` and `show`: the queue, and one job or search of it."""
 
 from datetime import UTC, datetime
 from itertools import islice
@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from service.api.views import JobItem
+from service.api.views import JobItem, ProgressView
 from service.cli.documents import dump
+from service.cli.leaderboard import score
 from service.cli.output import (
     Format,
     InputError,
@@ -20,7 +21,7 @@ from service.cli.output import (
 )
 from service.cli.watch import summary
 from service.client import CapsClient
-from service.queue.job import State
+from service.queue.job import Kind, State
 
 
 def register(app: typer.Typer) -> None:
@@ -39,14 +40,19 @@ def list_jobs(
         list[State] | None,
         typer.Option(case_sensitive=False, help="Only in this state; repeatable."),
     ] = None,
+    kind: Annotated[list[Kind] | None, typer.Option(help="Only of this kind; repeatable.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 50,
     output: Output = Format.TEXT,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs and searches, the newest first."""
     labels = dict(_label(text) for text in label or [])
     with CapsClient() as client:
         found = client.jobs(
-            experiment=experiment, labels=labels, states=state or [], page_size=min(limit, 200)
+            experiment=experiment,
+            labels=labels,
+            states=state or [],
+            kinds=kind or [],
+            page_size=min(limit, 200),
         )
         jobs = list(islice(found, limit))
     if output is Format.JSON:
@@ -56,9 +62,11 @@ def list_jobs(
 
 
 def show(job: JobArgument, output: Output = Format.TEXT) -> None:
-    """Show all that is known of a job."""
+    """Show all that is known of a job or a search."""
     with CapsClient() as client:
         view = client.job(job)
+        if view.kind is Kind.SEARCH:
+            view = client.search(job)
     if output is Format.JSON:
         print_json(view)
         return
@@ -75,20 +83,31 @@ def _label(text: str) -> tuple[str, str]:
 
 def _table(jobs: list[JobItem]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("ID", "NAME", "EXPERIMENT", "STATE", "EPOCH", "VALIDATION", "AGE"):
-        table.add_column(heading, no_wrap=heading in ("ID", "STATE", "AGE"))
+    for heading in (
+        "ID", "KIND", "NAME", "EXPERIMENT", "STATE", "PHASE", "DONE", "VALIDATION", "AGE"
+    ):  # fmt: skip
+        table.add_column(heading, no_wrap=heading not in ("NAME", "EXPERIMENT"))
     for job in jobs:
-        progress = job.progress
         table.add_row(
             job.id,
+            job.kind,
             job.name,
             job.experiment,
+            job.state,
             job.phase,
-            f"{progress.epoch}/{progress.epochs}" if progress else "-",
-            percent(progress.val_accuracy if progress else None),
+            *_done(job.progress),
             _age(job.created_at),
         )
     return table
+
+
+def _done(progress: ProgressView | None) -> tuple[str, str]:
+    """Epochs and accuracy of a training; ended trials and the best score of a search."""
+    if progress is None:
+        return "-", "-"
+    if progress.trials is not None:
+        return f"{progress.trials.ended}/{progress.trials.total} trials", score(progress.best_score)
+    return f"{progress.epoch}/{progress.epochs} epochs", percent(progress.val_accuracy)
 
 
 def _age(moment: datetime) -> str:

@@ -24,6 +24,7 @@ class Format(StrEnum):
 Output = Annotated[Format, typer.Option("-o", "--output", help="Text for people, or JSON.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
+PIPE_WIDTH = 1000
 _BAD_INPUT = (400, 404, 413, 415, 422)
 
 
@@ -77,8 +78,9 @@ def tell_error_as_json(error: ApiError | CapsError) -> None:
 
 
 def console() -> Console:
-    """Standard output, as it is now."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    """Standard output, as it is now; in a pipe no line is cut."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
 def print_json(value: BaseModel | Any) -> None:
@@ -106,3 +108,10 @@ def tell_error(error: ApiError | CapsError) -> None:
 def percent(share: float | None) -> str:
     """A share as per cent."""
     return "-" if share is None else f"{share:.2%}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1:05` or `2:00:09`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

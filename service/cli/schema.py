@@ -1,20 +1,14 @@
 """`capsctl schema`: what a specification may hold."""
 
 import json
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from service.cli.documents import dump
 from service.cli.output import Format, InputError, Output, print_json
-from workers.specs import PRESETS, TrainSpec
-
-
-class Kind(StrEnum):
-    """What can be submitted."""
-
-    TRAIN = "train"
+from service.queue.job import Kind
+from workers.specs import PRESETS
 
 
 def register(app: typer.Typer) -> None:
@@ -29,9 +23,11 @@ def schema(
 ) -> None:
     """Print the JSON Schema of a specification, or a preset to begin with."""
     if preset is None:
-        document = TrainSpec.model_json_schema()
+        document = kind.spec.model_json_schema()
         print(json.dumps(document, indent=None if output is Format.JSON else 2))
         return
+    if kind is Kind.SEARCH:
+        raise InputError("presets are for `train`; a search's `base` is a training")
     if preset not in PRESETS:
         raise InputError(f"there is no preset {preset!r}", hint=f"presets: {', '.join(PRESETS)}")
     content = PRESETS[preset].model_dump(mode="json", by_alias=True)

@@ -42,9 +42,14 @@ def submit(
         if wait:
             watch_and_exit(client, job.id, output)
         elif output is Format.TEXT:
-            for command, what in (
+            tell_next(
                 (f"watch {job.id}", "its progress"),
                 (f"logs -f {job.id}", "what it prints"),
                 (f"cancel {job.id}", "ends it"),
-            ):
-                console().print(f"  capsctl {command:<24} {what}")
+            )
+
+
+def tell_next(*commands: tuple[str, str]) -> None:
+    """What may be typed next, and what it is for."""
+    for command, what in commands:
+        console().print(f"  capsctl {command:<24} {what}")

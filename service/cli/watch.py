@@ -1,4 +1,4 @@
-"""`capsctl watch`: a job's progress, live. Also the piece that `submit --wait` stands on."""
+"""`capsctl watch`: progress, live. Also the piece that `submit --wait` stands on."""
 
 import sys
 from collections.abc import Callable
@@ -11,9 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from service.api.views import JobView
-from service.cli.output import Format, JobArgument, Output, console, percent, print_json
+from service.cli.leaderboard import watch_search
+from service.cli.output import (
+    Format,
+    JobArgument,
+    Output,
+    console,
+    duration,
+    percent,
+    print_json,
+)
 from service.client import CapsClient
-from service.queue.job import State
+from service.queue.job import Kind, State
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def watch(job: JobArgument, output: Output = Format.TEXT) -> None:
-    """Follow a job to its end; Ctrl-C detaches and leaves it alone.
+    """Follow a job or a search to its end; Ctrl-C detaches and leaves it alone.
 
     The exit status is 1 when the job does not succeed.
     """
@@ -42,7 +51,15 @@ def watch_and_exit(client: CapsClient, job_id: str, output: Format) -> None:
 
 
 def watch_job(client: CapsClient, job_id: str, output: Format | str = Format.TEXT) -> JobView:
-    """Show a job's progress until it has ended: a bar, lines in a pipe, or NDJSON."""
+    """Show a job's progress until it has ended: a bar, lines in a pipe, or NDJSON.
+
+    Of a search the leaderboard is shown.
+    """
+    if client.job(job_id).kind is Kind.SEARCH:
+        search = watch_search(client, job_id, output)
+        if output != Format.JSON:
+            console().print(summary(search))
+        return search
     if output == Format.JSON:
         return client.wait(job_id, on_change=print_json)
     if not console().is_terminal:
@@ -55,7 +72,9 @@ def watch_job(client: CapsClient, job_id: str, output: Format | str = Format.TEX
 
 def summary(job: JobView) -> str:
     """What became of a job, in a few lines."""
-    lines = [f"job {job.id} ({job.name}): {job.state}" + (f", {job.reason}" if job.reason else "")]
+    noun = "search" if job.kind is Kind.SEARCH else "job"
+    reason = f", {job.reason}" if job.reason else ""
+    lines = [f"{noun} {job.id} ({job.name}): {job.state}{reason}"]
     if job.evidence:
         lines.append(f"  {job.evidence}")
     if job.hint:
@@ -112,11 +131,5 @@ def _numbers(job: JobView) -> str:
     if progress.images_per_s is not None:
         parts.append(f"{progress.images_per_s:,.0f} images/s")
     if progress.eta_s is not None and not job.state.terminal:
-        parts.append(f"{_duration(progress.eta_s)} left")
+        parts.append(f"{duration(progress.eta_s)} left")
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -4,6 +4,8 @@ QUEUED -> RUNNING -> SUCCEEDED | FAILED | CANCELLED        (terminal)
   ^         |  |
   |         |  +-> PAUSED -> QUEUED | CANCELLED
   +---------+      a new attempt, after an error with retries left or a lost worker
+
+Of what is terminal only a search can be QUEUED again: to try its failed trials once more.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +13,22 @@ from enum import StrEnum
 from typing import Any
 
 from workers.attempt import Reason, StopKind
+from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
+
+AnySpec = TrainSpec | SearchSpec
+
+
+class Kind(StrEnum):
+    """What a job runs."""
+
+    TRAIN = "train"
+    SEARCH = "search"
+
+    @property
+    def spec(self) -> type[AnySpec]:
+        """What it is specified by."""
+        return SearchSpec if self is Kind.SEARCH else TrainSpec
 
 
 class State(StrEnum):
@@ -26,7 +43,7 @@ class State(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether the job can never change again."""
+        """Whether the job has ended."""
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
@@ -65,7 +82,7 @@ class Job:
     """One row of the queue; times in seconds since 1970."""
 
     id: str
-    spec: TrainSpec
+    spec: AnySpec
     desired: Desired
     state: State
     attempt: int
@@ -91,8 +108,30 @@ class Job:
     """Whether MLflow's run is known to carry the final status."""
     result: dict[str, Any] | None = None
     """The worker's `Result` of the last attempt that left one."""
+    retry_through: int = 0
+    """Of a search: failures of trials in attempts up to this one are void."""
     current: Attempt | None = field(default=None, compare=False)
     """The current attempt's record."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the job runs."""
+        return Kind.SEARCH if isinstance(self.spec, SearchSpec) else Kind.TRAIN
+
+    @property
+    def training(self) -> TrainSpec:
+        """What is trained: of a search, what all its trials begin from."""
+        return self.spec.base if isinstance(self.spec, SearchSpec) else self.spec
+
+    @property
+    def max_runtime_s(self) -> int | None:
+        """The queue's deadline for an attempt; a search keeps its budget itself."""
+        return None if isinstance(self.spec, SearchSpec) else self.spec.max_runtime_s
+
+    @property
+    def max_retries(self) -> int:
+        """Attempts after an error; a search answers for its trials' errors itself."""
+        return 0 if isinstance(self.spec, SearchSpec) else self.spec.max_retries
 
 
 @dataclass(frozen=True)

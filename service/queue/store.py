@@ -12,27 +12,28 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config as AlembicConfig
-from pydantic import ValidationError
 from sqlalchemy import Connection, Row, Select, and_, exists, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import (
     CursorInvalidError,
+    JobConflictError,
     JobEndedError,
     JobNotFoundError,
     JobUnreadableError,
     StaleJobError,
 )
 from service.queue.engine import make_engine, writing
-from service.queue.job import Attempt, Desired, Event, Job, State
+from service.queue.job import AnySpec, Attempt, Desired, Event, Job, Kind, State
 from service.queue.tables import attempts, clock, events, job_labels, jobs
 from workers.attempt import Reason
-from workers.specs import TrainSpec
+from workers.search_specs import TRUSTED, SearchSpec
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class JobFilter:
     experiment: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     states: tuple[State, ...] = ()
+    kinds: tuple[Kind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Store:
 
     # ------------------------------------------------------------------------------- writing
 
-    def add(self, spec: TrainSpec) -> Job:
+    def add(self, spec: AnySpec) -> Job:
         """Queue a new job."""
         for _ in range(9):
             try:
@@ -181,6 +183,36 @@ class Store:
                 return job
             event = NewEvent(f"{desired}-requested", f"asked to {desired}")
             return _change(connection, job, event, {"desired": desired})
+
+    def reopen(self, job_id: str) -> Job:
+        """Queue an ended search again: all that failed up to now is void.
+
+        Raises JobNotFoundError, JobConflictError where it is no search or has not ended.
+        """
+        with self._writer.begin() as connection:
+            job = _get(connection, job_id, lock=True)
+            if job.kind is not Kind.SEARCH:
+                raise JobConflictError(f"job {job.id} is a training and has no trials")
+            if not job.state.terminal:
+                raise JobConflictError(
+                    f"search {job.id} is {job.state}",
+                    hint="retry-failed is for searches that have ended",
+                )
+            event = NewEvent("retry-failed", "asked to run the failed trials again")
+            changes = {
+                "state": State.QUEUED,
+                "desired": Desired.RUN,
+                "retry_through": job.attempt,
+                "reason": None,
+                "evidence": "",
+                "waiting_reason": "",
+                "not_before": None,
+                "finished_at": None,
+                "errors": 0,
+                "losses": 0,
+                "run_closed": False,
+            }
+            return _change(connection, job, event, changes)
 
     def start_attempt(self, job: Job, event: NewEvent) -> Job:
         """Begin the next attempt: RUNNING, with a row of its own, before Ray hears of it.
@@ -234,7 +266,7 @@ _JOB = select(jobs, *(c.label(f"attempt_{c.name}") for c in _ATTEMPT_COLUMNS)).o
     attempts, and_(attempts.c.job_id == jobs.c.id, attempts.c.number == jobs.c.attempt)
 )
 _JOB_CHANGES = frozenset(c.name for c in jobs.c) - {
-    "id", "spec", "name", "experiment", "priority", "version", "created_at", "updated_at",
+    "id", "kind", "spec", "name", "experiment", "priority", "version", "created_at", "updated_at",
 }  # fmt: skip
 _ATTEMPT_CHANGES = frozenset(c.name for c in _ATTEMPT_COLUMNS) - {"number", "created_at"}
 
@@ -253,10 +285,11 @@ def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
     return _job(row)
 
 
-def _add(connection: Connection, spec: TrainSpec) -> Job:
+def _add(connection: Connection, spec: AnySpec) -> Job:
     now = _now(connection)
     job = {
         "id": _new_id(now),
+        "kind": Kind.SEARCH if isinstance(spec, SearchSpec) else Kind.TRAIN,
         "name": spec.name,
         "experiment": spec.experiment,
         "priority": spec.priority,
@@ -330,6 +363,8 @@ def _record(connection: Connection, job_id: str, attempt: int, event: NewEvent) 
 def _filtered(query: Select[Any], filter: JobFilter) -> Select[Any]:
     if filter.experiment is not None:
         query = query.where(jobs.c.experiment == filter.experiment)
+    if filter.kinds:
+        query = query.where(jobs.c.kind.in_(filter.kinds))
     if filter.states:
         query = query.where(jobs.c.state.in_(filter.states))
     for key, value in filter.labels.items():
@@ -351,10 +386,16 @@ def _readable(rows: Iterable[Row[Any]]) -> Jobs:
     return found
 
 
+@lru_cache(maxsize=512)
+def _parsed(kind: str, spec: str) -> AnySpec:
+    """A specification never changes, and to validate a search's whole space takes a while."""
+    return Kind(kind).spec.model_validate_json(spec, context=TRUSTED)
+
+
 def _job(row: Row[Any]) -> Job:
     try:
-        spec = TrainSpec.model_validate_json(row.spec)
-    except ValidationError as error:
+        spec = _parsed(row.kind, row.spec)
+    except ValueError as error:  # also a kind, or a specification, of a later release
         raise JobUnreadableError(f"job {row.id}: {error}") from error
     current = None
     if row.attempt_number is not None:
@@ -382,6 +423,7 @@ def _job(row: Row[Any]) -> Job:
         run_id=row.run_id,
         run_closed=row.run_closed,
         result=json.loads(row.result) if row.result else None,
+        retry_through=row.retry_through,
         current=current,
     )
 

@@ -35,6 +35,7 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", String(32), primary_key=True),
+    Column("kind", String(16), nullable=False, server_default="train"),
     Column("name", String(100), nullable=False),
     Column("experiment", String(100), nullable=False),
     Column("priority", Integer, nullable=False),
@@ -57,8 +58,10 @@ jobs = Table(
     Column("run_id", String(64)),
     Column("run_closed", Boolean, nullable=False),
     Column("result", Text),
+    Column("retry_through", Integer, nullable=False, server_default="0"),
     Index(None, "state", "priority", "id"),  # the queue's order, and a list by state
     Index(None, "experiment", "id"),
+    Index(None, "kind", "id"),
     Index(None, "run_closed", "state"),  # the sweeper of MLflow's runs
 )
 

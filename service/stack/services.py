@@ -1,5 +1,6 @@
 """The three services of the embedded stack: how each is started, and when it is ready."""
 
+import json
 import os
 import sys
 import tempfile
@@ -10,12 +11,16 @@ from pathlib import Path
 import httpx
 
 from service.cluster import RayCluster
+from service.demand import DRIVER_SLOT
 from service.errors import ClusterUnavailableError
 from service.stack.processes import HOME_TAG, SERVICE_TAG
 from service.stack.state import StackState, token_path
 
 MAX_RAY_FOLDER = 36
 """Ray's sockets lie some 66 characters below its folder, and a socket's path has at most 103."""
+
+DRIVER_SLOTS = 8
+"""Searches and trainings of several workers that run at once; a driver takes some 400 MB."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def _ray(home: Path, state: StackState, cpus: int | None, gpus: int | None) -> S
         "--min-worker-port=0",
         "--max-worker-port=0",
         f"--temp-dir={ray_folder(home, state)}",
+        f"--resources={json.dumps({DRIVER_SLOT: DRIVER_SLOTS})}",
     ]
     command += [f"--num-cpus={cpus}"] if cpus is not None else []
     command += [f"--num-gpus={gpus}"] if gpus is not None else []

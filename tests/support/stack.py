@@ -1,5 +1,6 @@
 """The whole stack, as `capsctl up` starts it, for tests and benchmarks."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -102,6 +103,16 @@ class Stack:
     def workers(self, job: str) -> list[psutil.Process]:
         """Living processes that train a job."""
         return [p for p in workers(self.home) if job in p.cmdline()]
+
+    def trials(self, search: str) -> list[psutil.Process]:
+        """Living processes of a search's driver and trials."""
+        folder = f"/jobs/{search}/"
+        found = [*self.workers(search)]
+        for process in tagged(self.home, "ray"):
+            with contextlib.suppress(psutil.Error):
+                if any(folder in each.path for each in process.open_files()):
+                    found.append(process)
+        return found
 
     def capsctl(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the command line against this stack."""

@@ -10,12 +10,15 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from service.api.promotion import Promotion
 from service.api.views import EventPage, JobPage, JobView, Problem, ReadyView
 from service.errors import ClusterUnavailableError
 from service.queue.job import State
 from service.queue.store import NewEvent
 from workers.attempt import AttemptFolder, Progress, Result, write_atomic
+from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
 
 JSON = {"Content-Type": "application/json"}
@@ -346,6 +349,13 @@ def test_ready_tells_what_does_not_answer(http: httpx.Client, api: Any) -> None:
     assert ready.checks["mlflow"].detail == "OSError"
 
 
+_BODIES: dict[str, type[BaseModel]] = {
+    "TrainSpec": TrainSpec,
+    "SearchSpec": SearchSpec,
+    "Promotion": Promotion,
+}
+
+
 def test_every_route_has_examples_that_fit(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
@@ -354,7 +364,7 @@ def test_every_route_has_examples_that_fit(http: httpx.Client) -> None:
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     ]
-    assert len(routes) == 9
+    assert len(routes) == 20
     for path, method, operation in routes:
         where = f"{method} {path}"
         for parameter in operation.get("parameters", []):
@@ -364,7 +374,9 @@ def test_every_route_has_examples_that_fit(http: httpx.Client) -> None:
         if "requestBody" in operation:
             examples = operation["requestBody"]["content"]["application/json"]["examples"]
             for example in examples.values():
-                TrainSpec.model_validate_json(json.dumps(example["value"]))
+                body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+                model = _BODIES[body.rpartition("/")[2]]
+                model.model_validate_json(json.dumps(example["value"]))
         for status, answer in operation["responses"].items():
             for media in answer["content"].values():
                 assert "example" in media or media.get("examples"), f"{where} {status}"

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from service.api.search_views import SearchView
 from service.api.views import JobView
 from service.client import ApiError, ApiUnreachableError, CapsClient, default_url
 from service.queue.job import State
 from service.queue.store import NewEvent
+from support.searches import SEARCH, start, write_trials
 from workers.attempt import AttemptFolder
+from workers.search_specs import SearchSpec
 from workers.specs import PRESETS
 
 STARTED = NewEvent("started", "started")
@@ -143,3 +146,53 @@ def test_a_follower_bears_a_restart_of_the_api(api: Any, monkeypatch: pytest.Mon
 
         monkeypatch.setattr(client, "_call", flaky)
         assert client.wait(job_id).state is State.SUCCEEDED
+
+
+# ---------------------------------------------------------------------------------- searches
+
+
+def test_a_search_is_submitted_previewed_and_listed(client: CapsClient) -> None:
+    search = client.submit_search(SEARCH | {"experiment": "client"})
+    assert client.search(search.id).id == search.id
+    spec = SearchSpec.model_validate(SEARCH, strict=False)
+    assert client.submit_search(spec).spec == spec.model_dump(mode="json")
+    assert client.preview(spec).trials == client.preview(SEARCH).trials == 10
+    ids = [client.submit_search(SEARCH | {"experiment": "client"}).id for _ in range(2)]
+    found = client.searches(experiment="client", states=["QUEUED"], page_size=2)
+    assert [item.id for item in found] == sorted([search.id, *ids], reverse=True)
+    assert [job.kind for job in client.jobs(experiment="client", kinds=["train"])] == []
+
+
+def test_the_verbs_of_a_search(client: CapsClient, api: Any) -> None:
+    search = client.submit_search(SEARCH).id
+    with pytest.raises(ApiError, match="no-score"):
+        client.promote(search)
+    start(api.store, search)
+    write_trials(AttemptFolder(api.settings.storage_root, search, 1))
+    read = [trial.number for trial in client.trials(search, order_by="number", page_size=3)]
+    assert read == list(range(8))
+    assert [trial.number for trial in client.trials(search, states=["FAILED"])] == [5, 4]
+    assert [trial.number for trial in client.trials(search, configuration=0)] == [1, 0]
+    assert [each.rank for each in client.configurations(search, limit=3)] == [1, 2, 3]
+    assert client.trial_log(search, 7).content == b""
+    job = client.promote(search, changes={"epochs": 9}, labels={"k": "v"}, name="better")
+    assert (job.spec["epochs"], job.labels, job.name) == (9, {"k": "v", "search": search}, "better")
+    api.store.update(api.store.get(search), state=State.FAILED)
+    assert client.retry_failed(search).state is State.QUEUED
+    assert client.cancel(search).phase == "cancelling"
+
+
+def test_a_search_is_waited_for(client: CapsClient, api: Any) -> None:
+    search = client.submit_search(SEARCH).id
+    with pytest.raises(TimeoutError, match="search"):
+        client.wait_search(search, timeout=0.1, poll_s=0.05)
+    start(api.store, search)
+    seen: list[State] = []
+
+    def watch(view: SearchView) -> None:
+        seen.append(view.state)
+        if len(seen) == 1:
+            api.store.update(api.store.get(search), state=State.SUCCEEDED)
+
+    assert client.wait_search(search, on_change=watch, poll_s=0.01).state is State.SUCCEEDED
+    assert seen == ["RUNNING", "SUCCEEDED"]

@@ -12,6 +12,7 @@ import pytest
 
 from service import cluster as module
 from service.cluster import Node, RayCluster, RayStatus
+from service.demand import DRIVER, Bundle
 from service.errors import ClusterUnavailableError
 
 TOKEN = "a-token"
@@ -109,7 +110,7 @@ def ray(head: Head, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
 
 
 def submit(ray: RayCluster) -> None:
-    ray.submit("caps-j-1", "j", 1, 2, 1)
+    ray.submit("caps-j-1", "j", 1, Bundle(cpus=2, gpus=1))
 
 
 def test_an_attempt_is_submitted_with_its_command_and_its_needs(
@@ -123,6 +124,20 @@ def test_an_attempt_is_submitted_with_its_command_and_its_needs(
     assert request["runtime_env"].keys() == {"env_vars"}, "nothing is shipped"
     assert not any("TOKEN" in name for name in request["runtime_env"]["env_vars"])
     assert ray.job("caps-j-1").status is RayStatus.PENDING
+
+
+def test_a_driver_asks_for_its_slot_alone(head: Head, ray: RayCluster) -> None:
+    ray.submit("caps-s-1", "s", 1, DRIVER)
+    request = head.jobs["caps-s-1"]
+    assert (request["entrypoint_num_cpus"], request["entrypoint_num_gpus"]) == (0, 0)
+    assert request["entrypoint_resources"] == {"driver_slot": 1}
+
+
+def test_a_kind_of_accelerator_is_asked_for_as_ray_names_it(head: Head, ray: RayCluster) -> None:
+    ray.submit("caps-j-1", "j", 1, Bundle(cpus=1, gpus=0.5, accelerator_type="H100"))
+    request = head.jobs["caps-j-1"]
+    assert request["entrypoint_num_gpus"] == 0.5
+    assert request["entrypoint_resources"] == {"accelerator_type:H100": 0.001}
 
 
 def test_an_attempt_that_ray_has_already_is_adopted(head: Head, ray: RayCluster) -> None:
@@ -207,6 +222,12 @@ def test_only_nodes_that_are_alive_count(head: Head, ray: RayCluster) -> None:
         {"node_id": "d", "state": "DEAD", "resources_total": total},
     ]
     assert ray.nodes() == [Node("a", 4, 0), Node("b", 8, 2), Node("c", 0, 0)]
+
+
+def test_a_node_offers_driver_slots_and_kinds_of_accelerators(head: Head, ray: RayCluster) -> None:
+    total = {"CPU": 4.0, "GPU": 1.0, "driver_slot": 8.0, "accelerator_type:H100": 1.0}
+    head.nodes = [{"node_id": "a", "state": "ALIVE", "resources_total": total}]
+    assert ray.nodes() == [Node("a", 4, 1, 8, frozenset({"H100"}))]
 
 
 @pytest.mark.parametrize(

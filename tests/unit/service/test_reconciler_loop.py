@@ -14,13 +14,24 @@ import pytest
 from service import reconcile as decide
 from service import reconciler as module
 from service.cluster import Node, RayJob, RayStatus
+from service.demand import DRIVER, Bundle
 from service.errors import ClusterUnavailableError, TrackingUnavailableError
 from service.queue.job import Desired, Job, State
 from service.queue.store import Store
 from service.reconciler import ReconcilerLoop
 from service.settings import Settings
-from workers.attempt import AttemptFolder, CheckpointRef, Progress, Reason, Result
+from support.searches import SEARCH
+from workers.attempt import (
+    AttemptFolder,
+    CheckpointRef,
+    Progress,
+    Reason,
+    Result,
+    SearchAttempt,
+)
+from workers.search_specs import SearchSpec
 from workers.specs import PRESETS, InitFrom, ResourcesConfig
+from workers.trials import Trial, TrialState, TrialTable, TrialWriter, trials_file
 
 pytestmark = pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 
@@ -32,6 +43,7 @@ class Ray:
     jobs: dict[str, RayStatus] = field(default_factory=dict)
     submitted: list[str] = field(default_factory=list)
     """Every call, those that were adopted too."""
+    needs: dict[str, Bundle] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     capacity: list[Node] = field(default_factory=lambda: [Node("n1", 8, 0)])
     away: bool = False
@@ -50,11 +62,12 @@ class Ray:
             return RayJob(RayStatus.UNREACHABLE)
         return RayJob(self.jobs.get(submission_id, RayStatus.MISSING), node_id="n1")
 
-    def submit(self, submission_id: str, job: str, attempt: int, cpus: int, gpus: int) -> None:
+    def submit(self, submission_id: str, job: str, attempt: int, need: Bundle) -> None:
         self._answer()
         if job == self.breaks_for:
             raise RuntimeError("a bug")
         self.submitted.append(submission_id)
+        self.needs[submission_id] = need
         self.jobs.setdefault(submission_id, RayStatus.RUNNING)
 
     def stop(self, submission_id: str) -> None:
@@ -687,3 +700,116 @@ def test_the_thread_looks_when_woken_and_survives_a_bad_look(world: World) -> No
     assert ticked.acquire(timeout=5)
     loop.stop()
     assert not any(thread.name == "reconciler" for thread in threading.enumerate())
+
+
+# ---------------------------------------------------------------- searches, several workers
+
+
+SEARCH_SPEC = SearchSpec.model_validate(SEARCH, strict=False)
+
+
+@pytest.fixture
+def slots(world: World) -> World:
+    """A cluster whose head offers driver slots."""
+    world.ray.capacity = [Node("n1", 8, 0, driver_slots=2)]
+    return world
+
+
+def test_a_search_gets_a_driver_that_takes_no_core(slots: World) -> None:
+    search = slots.store.add(SEARCH_SPEC).id
+    slots.tick()
+    attempt = slots.folder(search).read_attempt()
+    assert isinstance(attempt, SearchAttempt)
+    assert (attempt.spec, attempt.retry_through) == (SEARCH_SPEC, 0)
+    assert (attempt.experiment_id, attempt.run_id) == ("e1", "run-0")
+    assert slots.ray.needs[f"caps-{search}-1"] == DRIVER
+    slots.leave(search, "succeeded", Reason.BUDGET, evidence="stopped after 600 s")
+    slots.tick()
+    assert slots.job(search).state is State.SUCCEEDED
+
+
+def test_several_workers_get_a_driver_too(slots: World) -> None:
+    job = slots.add(resources=ResourcesConfig(workers=2))
+    slots.tick()
+    assert slots.folder(job).read_attempt().kind == "train"
+    assert slots.ray.needs[f"caps-{job}-1"] == DRIVER
+
+
+def test_a_search_waits_for_a_driver_slot(world: World) -> None:
+    search = world.store.add(SEARCH_SPEC).id
+    world.tick()
+    assert "driver_slot" in world.job(search).waiting_reason
+    world.ray.capacity = [Node("n1", 8, 0, driver_slots=1)]
+    world.tick()
+    assert world.job(search).state is State.RUNNING
+
+
+def test_a_search_has_no_deadline_of_the_queue(slots: World) -> None:
+    spec = SearchSpec.model_validate(SEARCH | {"budget": {"max_runtime_s": 10}}, strict=False)
+    search = slots.store.add(spec).id
+    slots.tick()
+    job = slots.job(search)
+    slots.store.update(job, attempt={"submitted_at": slots.store.now() - 1000})
+    slots.tick()
+    assert slots.folder(search).stop_requested() is None
+    slots.leave(search, "failed", Reason.TRIALS_FAILED, evidence="6 trials failed")
+    slots.tick()
+    assert (slots.job(search).state, slots.job(search).reason) == (
+        State.FAILED,
+        Reason.TRIALS_FAILED,
+    )
+
+
+def test_retried_trials_are_a_new_attempt_of_the_search(slots: World) -> None:
+    search = slots.store.add(SEARCH_SPEC).id
+    slots.tick()
+    slots.leave(search, "failed", Reason.TRIALS_FAILED)
+    slots.tick()
+    slots.store.reopen(search)
+    slots.tick()
+    attempt = slots.folder(search).read_attempt()
+    assert isinstance(attempt, SearchAttempt)
+    assert (attempt.attempt, attempt.retry_through, attempt.run_id) == (2, 1, "run-0")
+    assert slots.job(search).run_closed is False
+    slots.leave(search, "succeeded", Reason.COMPLETED)
+    slots.tick()
+    assert slots.runs.closed == {search: State.SUCCEEDED}
+    assert slots.job(search).run_closed
+
+
+def test_a_search_that_gets_on_is_no_poison(slots: World, no_waiting: None) -> None:
+    search = slots.store.add(SEARCH_SPEC).id
+    slots.tick()
+    for number in range(1, 6):
+        folder = slots.folder(search)
+        done = Trial(
+            number=number,
+            configuration=number,
+            seed=0,
+            values={},
+            state=TrialState.SUCCEEDED,
+            attempt=number,
+        )
+        TrialWriter(trials_file(folder), TrialTable()).trial(done)
+        slots.end(search, RayStatus.FAILED)
+        slots.tick(4)
+        assert slots.job(search).attempt == number + 1
+    for _ in range(3):
+        slots.end(search, RayStatus.FAILED)
+        slots.tick(4)
+    assert (slots.job(search).state, slots.job(search).reason) == (
+        State.FAILED,
+        Reason.WORKER_LOST,
+    )
+
+
+def test_the_base_of_a_search_may_begin_from_a_job(slots: World) -> None:
+    origin = slots.add()
+    base = SEARCH["base"] | {"init_from": {"job": origin, "checkpoint": "best"}}
+    search = slots.store.add(SearchSpec.model_validate(SEARCH | {"base": base}, strict=False)).id
+    slots.tick()
+    assert "has not ended yet" in slots.job(search).waiting_reason
+    best = CheckpointRef(path="jobs/x/1/checkpoints/best.pt", sha256="0" * 64, epoch=1, step=1)
+    slots.leave(origin, "succeeded", Reason.COMPLETED, checkpoints={"best": best})
+    slots.tick(2)
+    assert slots.folder(search).read_attempt().init_checkpoint == best.path

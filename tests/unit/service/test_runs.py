@@ -1,13 +1,24 @@
 """What MLflow is told of a job: its parameters and its note."""
 
-from service.queue.job import Desired, Job, State
-from service.runs import describe, flatten
-from workers.specs import PRESETS, InitFrom, TrainSpec
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from service.api import search_examples as examples
+from service.notes import describe, in_words
+from service.queue.job import AnySpec, Desired, Job, State
+from service.runs import MlflowRuns
+from workers.parameters import flatten
+from workers.search_space import Dimension, Grid, QUniform, RandInt
+from workers.search_specs import SearchSpec
+from workers.specs import PRESETS, InitFrom
 
 DEMO = PRESETS["demo"]
 
 
-def a_job(spec: TrainSpec) -> Job:
+def a_job(spec: AnySpec) -> Job:
     return Job("j1", spec, Desired.RUN, State.QUEUED, 0, 1, created_at=0.0, updated_at=0.0)
 
 
@@ -50,3 +61,83 @@ def test_the_note_says_what_the_run_is() -> None:
 
 def test_a_note_without_description_has_no_hole() -> None:
     assert "\n\n\n" not in describe(a_job(DEMO.model_copy(update={"description": ""})))
+
+
+# ---------------------------------------------------------------------------------- searches
+
+
+def test_the_note_of_a_search_tells_base_space_and_method() -> None:
+    spec = SearchSpec.model_validate_json(json.dumps(examples.SPEC))
+    note = describe(a_job(spec))
+    for part in (
+        "# routing",
+        "Search `j1` over a **capsnet** trained on **mnist-5k**",
+        "| `model.routing.iterations` | choice of 1, 2, 3, 5 |",
+        "| `loss.reconstruction_weight` | loguniform 1e-05 to 0.01 |",
+        "12 configurations;",
+        "scheduler **asha** (grace_epochs 1, reduction_factor 3), 2 trials at once",
+        "**val/accuracy** at its best epoch (larger is better)",
+    ):
+        assert part in note
+    assert "\n\n\n" not in note
+
+
+def test_the_space_of_a_search_is_among_its_parameters() -> None:
+    spec = SearchSpec.model_validate_json(json.dumps(examples.SPEC))
+    found = dict(flatten(spec))
+    assert found["space.model.routing.iterations.values"] == "[1, 2, 3, 5]"
+    assert found["space.loss.m_minus.high"] == "0.3"
+    assert found["base.epochs"] == "9"
+    assert found["scheduler.reduction_factor"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("dimension", "words"),
+    [
+        (
+            Grid(values=(True, "bf16", {"type": "uniform"})),
+            'grid of true, bf16, {"type": "uniform"}',
+        ),
+        (QUniform(low=0, high=1, q=0.25), "quniform 0 to 1, q 0.25"),
+        (RandInt(low=1, high=8), "randint 1 to 8"),
+    ],
+)
+def test_a_dimension_is_put_in_words(dimension: Dimension, words: str) -> None:
+    assert in_words(dimension) == words
+
+
+class Mlflow:
+    """The calls of MlflowClient that `close` makes, noted."""
+
+    def __init__(self, *statuses: str) -> None:
+        self.statuses = dict(enumerate(statuses))
+        self.asked = ""
+
+    def get_run(self, run_id: str) -> SimpleNamespace:
+        return SimpleNamespace(info=SimpleNamespace(status="FINISHED", experiment_id="e1"))
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        pass
+
+    def search_runs(self, ids: list[str], filter: str, **options: object) -> list[SimpleNamespace]:
+        self.asked = filter
+        running = [n for n, status in self.statuses.items() if status == "RUNNING"]
+        return [SimpleNamespace(info=SimpleNamespace(run_id=n)) for n in running]
+
+    def set_terminated(self, run_id: int, status: str) -> None:
+        self.statuses[run_id] = status
+
+
+def test_runs_that_a_killed_driver_left_open_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = MlflowRuns("http://mlflow")
+    mlflow = Mlflow("FINISHED", "RUNNING", "RUNNING")
+    monkeypatch.setattr(runs, "_client", mlflow)
+    monkeypatch.setattr(runs, "ping", lambda: None)
+    spec = SearchSpec.model_validate_json(json.dumps(examples.SPEC))
+    runs.close(replace(a_job(spec), run_id="parent", state=State.SUCCEEDED))
+    assert list(mlflow.statuses.values()) == ["FINISHED", "KILLED", "KILLED"]
+    assert "mlflow.parentRunId` = 'parent'" in mlflow.asked
+    training = Mlflow("RUNNING")
+    monkeypatch.setattr(runs, "_client", training)
+    runs.close(replace(a_job(DEMO), run_id="r", state=State.SUCCEEDED))
+    assert training.statuses == {0: "RUNNING"}

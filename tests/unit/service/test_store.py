@@ -15,15 +15,18 @@ from sqlalchemy import inspect, text
 
 from service.errors import (
     CursorInvalidError,
+    JobConflictError,
     JobEndedError,
     JobNotFoundError,
     JobUnreadableError,
     StaleJobError,
 )
-from service.queue.job import Desired, Job, State
+from service.queue.job import Desired, Job, Kind, State
 from service.queue.store import MIGRATIONS, JobFilter, NewEvent, Store
 from service.queue.tables import clock, metadata
+from support.searches import SEARCH
 from workers.attempt import Reason
+from workers.search_specs import SearchSpec
 from workers.specs import PRESETS, TrainSpec
 
 STARTED = NewEvent("started", "attempt begins")
@@ -301,3 +304,81 @@ def test_a_job_that_cannot_be_read_does_not_stop_the_queue(store: Store) -> None
     assert {job.id for job in first.jobs + second.jobs} == left
     with pytest.raises(JobUnreadableError, match="of-a-package"):
         store.get(jobs[1].id)
+
+
+# ---------------------------------------------------------------------------------- searches
+
+
+def search(**fields: object) -> SearchSpec:
+    return SearchSpec.model_validate({**SEARCH, **fields}, strict=False)
+
+
+def test_a_search_comes_back_as_it_was_submitted(store: Store) -> None:
+    job = store.add(search(labels={"team": "vision"}))
+    assert store.get(job.id) == job
+    assert (job.kind, job.spec) == (Kind.SEARCH, search(labels={"team": "vision"}))
+    assert (job.max_runtime_s, job.max_retries, job.retry_through) == (None, 0, 0)
+    assert job.training.epochs == 4
+    assert store.add(spec(max_retries=2)).max_retries == 2
+
+
+def test_lists_are_filtered_by_kind(store: Store) -> None:
+    train, other = store.add(spec()), store.add(search())
+
+    def ids(*kinds: Kind) -> set[str]:
+        return {job.id for job in store.list(JobFilter(kinds=kinds)).jobs}
+
+    assert ids() == {train.id, other.id} == ids(Kind.TRAIN, Kind.SEARCH)
+    assert (ids(Kind.TRAIN), ids(Kind.SEARCH)) == ({train.id}, {other.id})
+    assert [job.id for job in store.active()] == [train.id, other.id]
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
+def test_an_ended_search_is_opened_again(store: Store, state: State) -> None:
+    job = store.start_attempt(store.add(search()), STARTED)
+    job = store.set_desired(job.id, Desired.CANCEL)
+    job = store.update(
+        end(store, job, state), reason=Reason.TRIALS_FAILED, evidence="6 failed", errors=1,
+        losses=2, run_closed=True, run_id="r",
+    )  # fmt: skip
+    opened = store.reopen(job.id)
+    assert (opened.state, opened.desired, opened.retry_through) == ("QUEUED", "run", 1)
+    assert (opened.reason, opened.evidence, opened.finished_at) == (None, "", None)
+    assert (opened.errors, opened.losses, opened.run_closed, opened.run_id) == (0, 0, False, "r")
+    assert opened.version == job.version + 1
+    assert types(store, job)[-1] == "retry-failed"
+    assert store.start_attempt(opened, STARTED).attempt == 2
+
+
+def test_only_an_ended_search_is_opened_again(store: Store) -> None:
+    with pytest.raises(JobConflictError, match="is QUEUED"):
+        store.reopen(store.add(search()).id)
+    with pytest.raises(JobConflictError, match="training"):
+        store.reopen(end(store, store.add(spec())).id)
+    with pytest.raises(JobNotFoundError):
+        store.reopen("nope")
+
+
+def migrated(store: Store, step: str) -> None:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with store.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        (command.downgrade if step < "0002" else command.upgrade)(config, step)
+
+
+def test_jobs_of_the_release_before_stay_and_searches_go_with_the_way_back(store: Store) -> None:
+    train = store.start_attempt(store.add(spec(labels={"team": "a"})), STARTED)
+    other = store.start_attempt(store.add(search(labels={"team": "a"})), STARTED)
+    migrated(store, "0001")
+    with store.engine.connect() as connection:
+        for table in ("attempts", "events", "job_labels"):
+            query = text(f"SELECT DISTINCT job_id FROM {table}")
+            assert connection.execute(query).scalars().all() == [train.id], table
+    migrated(store, "0002")
+    assert store.get(train.id) == train
+    assert store.get(train.id).current == train.current
+    assert types(store, train) == ["submitted", "started"]
+    assert [job.id for job in store.list(JobFilter(labels={"team": "a"})).jobs] == [train.id]
+    with pytest.raises(JobNotFoundError):
+        store.get(other.id)

@@ -62,7 +62,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("optimizer", {"optimizer": {"learning_rate": float("nan")}}),
     ("optimizer", {"optimizer": {"learning_rate": 0}}),
     ("optimizer", {"optimizer": {"beta1": 1.0}}),
-    ("resources", {"resources": {"workers": 2}}),
+    ("resources", {"resources": {"workers": 65}}),
     ("resources", {"resources": {"cpus_per_worker": 0}}),
     ("resources", {"resources": {"gpus_per_worker": 2}}),
     ("artifacts", {"artifacts": [{"type": "film"}]}),

@@ -1,0 +1,53 @@
+"""Parameters of the query that several resources share."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from service.errors import FieldError, ParameterInvalidError
+from service.queue.job import State
+from service.queue.store import JobFilter
+
+Label = Annotated[str, Query(pattern=r"^[^=\x00]{1,63}=[^\x00]{0,200}$")]
+Cursor = Annotated[str | None, Query(max_length=100, examples=["NmFrMmtxNzgybnRx"])]
+Limit = Annotated[int, Query(ge=1, le=200, examples=[50])]
+
+FILTERS = ("experiment", "label", "state", "cursor", "limit")
+
+
+def only(*names: str) -> Callable[[Request], None]:
+    """Refuses a parameter that would silently be ignored, and with it the filter that was meant."""
+
+    def known_parameters(request: Request) -> None:
+        unknown = [name for name in request.query_params if name not in names]
+        if unknown:
+            accepted = f"one of {', '.join(names)}"
+            raise ParameterInvalidError(
+                f"unknown parameter {unknown[0][:100]!r}",
+                errors=[
+                    FieldError(f"/query/{n[:100]}", "unknown parameter", accepted=accepted)
+                    for n in unknown
+                ],
+            )
+
+    return known_parameters
+
+
+def _filter(
+    experiment: Annotated[
+        str | None, Query(max_length=100, pattern=r"^[^\x00]*$", examples=["demo"])
+    ] = None,
+    label: Annotated[
+        list[Label],
+        Query(max_length=32, description="`key=value`; repeated: all hold.", examples=["team=a"]),
+    ] = [],  # noqa: B006 - FastAPI copies defaults
+    state: Annotated[
+        list[State], Query(max_length=10, description="Repeated: any.", examples=["RUNNING"])
+    ] = [],  # noqa: B006
+) -> JobFilter:
+    labels = {key: value for key, _, value in (text.partition("=") for text in label)}
+    return JobFilter(experiment, labels, tuple(state))
+
+
+Filter = Annotated[JobFilter, Depends(_filter)]

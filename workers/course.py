@@ -1,0 +1,215 @@
+"""One training's course: restored, trained, kept. Jobs and trials of searches have it in common.
+
+The start is the newest checkpoint of this or earlier attempts that verifies, else `init_from`.
+Where several workers train together each runs this; only the first one tells and keeps.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from capsmodel.callbacks import Callback
+from capsmodel.checkpoint import CheckpointFolder, CheckpointInfo, load_checkpoint
+from capsmodel.datasets import Dataset
+from capsmodel.metrics import StepMetrics
+from capsmodel.training import Trainer, TrainingOutcome
+from workers.artifacts import build_artifacts
+from workers.attempt import AttemptFolder, CheckpointRef, Kept, Outcome, Reason, Result
+from workers.reporter import Reporter
+from workers.specs import TrainSpec
+from workers.stop import StopCause, StopFlag
+from workers.tracking import Call
+
+logger = logging.getLogger(__name__)
+
+
+class Telemetry(Protocol):
+    """Where a training tells what MLflow is to know."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Record metric values of a step; returns at once."""
+
+    def submit(self, what: str, call: Call) -> None:
+        """Have `call(client, run_id)` made in turn; `what` names it in messages."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a training finds around it."""
+
+    folder: AttemptFolder
+    spec: TrainSpec
+    device: torch.device
+    telemetry: Telemetry
+    stop: StopFlag
+    init_checkpoint: str | None = None
+    """Checkpoint that `spec.init_from` stands for, below CAPS_STORAGE."""
+    rank: int = 0
+    """Number among the workers of this training."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker tells and keeps."""
+        return self.rank == 0
+
+
+class Course:
+    """A training that is ready to go, from wherever it was left.
+
+    Attributes:
+        setting: What it finds around it.
+        checkpoints: The attempt's.
+        trainer: The training.
+        reporter: What it tells; None in workers other than the first.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        dataset: Dataset,
+        before: Sequence[Callback] = (),
+        after: Sequence[Callback] = (),
+    ) -> None:
+        """Build model and data and restore.
+
+        Args:
+            setting: What the training finds around it.
+            dataset: The data.
+            before: Called before the reporter, which saves the checkpoint: what they write down
+                about an epoch is there when a resumed training knows the epoch.
+            after: Called after it: the epoch is safe then.
+        """
+        self.setting = setting
+        self.checkpoints = CheckpointFolder(setting.folder.checkpoints)
+        spec = setting.spec
+        self.reporter: Reporter | None = None
+        watching: list[Callback] = [Leaving(setting.stop)]
+        if setting.leads:
+            artifacts = build_artifacts(spec.artifacts)
+            self.reporter = Reporter(
+                setting.folder, spec, setting.telemetry, self.checkpoints, artifacts
+            )
+            watching.append(self.reporter)
+        self.trainer = Trainer(
+            spec.training, dataset, device=setting.device, callbacks=[*before, *watching, *after]
+        )
+        self._restore()
+
+    def run(self) -> TrainingOutcome:
+        """Train to the end, or until asked to leave."""
+        return self.trainer.fit()
+
+    def left(self) -> Result:
+        """The last word of a training that was asked to leave: its checkpoint is saved."""
+        trainer = self.trainer
+        kept: dict[Kept, CheckpointInfo] = {}
+        kept["last"] = self.checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
+        best = self.checkpoints.best()
+        if best is not None:
+            kept["best"] = best
+        outcomes: dict[StopCause | None, tuple[Outcome, Reason]] = {
+            "pause": ("paused", Reason.PAUSED),
+            "cancel": ("cancelled", Reason.CANCELLED),
+            "deadline": ("failed", Reason.DEADLINE),
+        }
+        cause = self.setting.stop.cause()
+        outcome, reason = outcomes.get(cause, ("interrupted", Reason.INTERRUPTED))
+        return Result(
+            outcome=outcome,
+            reason=reason,
+            evidence=f"stopped at step {trainer.step} of {trainer.total_steps}; checkpoint saved",
+            checkpoints=self.references(kept),
+            step=trainer.step,
+        )
+
+    def references(self, kept: dict[Kept, CheckpointInfo]) -> dict[Kept, CheckpointRef]:
+        """Checkpoints as a result names them."""
+        return {
+            name: CheckpointRef(
+                path=self.setting.folder.relative(info.path),
+                sha256=info.sha256,
+                epoch=info.epoch,
+                step=info.step,
+            )
+            for name, info in kept.items()
+        }
+
+    def _restore(self) -> None:
+        folder = self.setting.folder
+        for earlier in [folder, *folder.earlier()]:
+            source = CheckpointFolder(earlier.checkpoints)
+            newest, reports = source.newest_verified()
+            for report in reports:
+                logger.warning("a checkpoint is skipped: %s", report)
+            if newest is None:
+                continue
+            self.trainer.load_state_dict(load_checkpoint(newest.path, newest.sha256))
+            logger.info("resumed from %s, step %d", folder.relative(newest.path), newest.step)
+            if earlier is not folder and self.setting.leads:
+                self._carry_best(newest, source)
+            return
+        origin = self.setting.init_checkpoint
+        if origin is not None:
+            self.trainer.load_weights(load_checkpoint(folder.storage / origin))
+            logger.info("initial weights from %s", origin)
+
+    def _carry_best(self, newest: CheckpointInfo, source: CheckpointFolder) -> None:
+        """Take the best checkpoint over: the newest, if a crash came before it was marked."""
+        if self.trainer.best is None:
+            return
+        marked = source.best()
+        if self.trainer.best.step == newest.step:
+            self.checkpoints.adopt_best(newest)
+        elif marked is not None:
+            self.checkpoints.adopt_best(marked)
+
+
+class Leaving(Callback):
+    """Ends the training when it is asked to leave."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop = stop
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Perhaps it was asked to before it began."""
+        if self._stop.cause():
+            trainer.request_stop()
+
+    def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
+        """Leave after this step, if asked to."""
+        if self._stop.cause():
+            trainer.request_stop()
+
+
+def wait_for_all() -> None:
+    """Wait until every worker of this training has come here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def prepare_device(cpus: int, gpus: float) -> torch.device:
+    """The device that was reserved, with as many threads as CPU cores were.
+
+    CAPS_DEVICE names another one: `cpu` lets a cluster try its reservations of GPUs without any.
+
+    Raises:
+        RuntimeError: A GPU was reserved, and PyTorch finds none.
+    """
+    torch.set_num_threads(cpus)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    logger.info("reserved: %d CPUs, %g GPUs (CUDA_VISIBLE_DEVICES=%s)", cpus, gpus, visible)
+    if forced := os.environ.get("CAPS_DEVICE"):
+        return torch.device(forced)
+    if not gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"resources.gpus_per_worker is {gpus:g}, but PyTorch finds no GPU on this node"
+        )
+    if gpus < 1:  # whoever shares the GPU must not find its memory taken
+        torch.cuda.set_per_process_memory_fraction(gpus)
+    return torch.device("cuda")

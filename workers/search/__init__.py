@@ -1,0 +1,1 @@
+"""Searches: the variants of a training, chosen and run by Ray Tune."""

@@ -1,0 +1,102 @@
+"""A trial whose training takes several workers: Ray Train within a trial of Tune.
+
+The trial's own process computes nothing. It hears of the epochs from the trial's folder, where the
+first worker writes them down, and passes them on to Tune.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from workers.attempt import AttemptFolder, Reason, Result, SearchAttempt
+from workers.course import Course, Setting, prepare_device
+from workers.search.trainable import Tell, TrialOrder, WorkersLostError
+from workers.search.trial import SpooledTelemetry, told, train_alone, trial_spec
+from workers.specs import TrainSpec
+from workers.stop import StopFlag
+from workers.together import run_workers, worker
+from workers.train import Silence
+from workers.trials import Report, all_reports, trial_folder
+
+LOOK_EVERY_S = 0.5
+LEAVE_S = 30.0
+"""How long workers may take to leave a checkpoint when the scheduler ends the trial."""
+
+
+def train_group(
+    order: TrialOrder, folder: AttemptFolder, spec: TrainSpec, tell: Tell
+) -> tuple[Result, Report | None]:
+    """Have the workers train, and tell what they report.
+
+    Returns:
+        The result, and the last epoch's report, which is still to be told.
+    """
+    results: list[Result] = []
+    orders = {"order": order.model_dump_json(), "storage": str(folder.storage)}
+
+    def run() -> None:
+        results.append(run_workers(work, orders, folder, spec.resources))
+
+    thread = threading.Thread(target=run, name="workers", daemon=True)
+    thread.start()
+    passed = 0
+    try:
+        while thread.is_alive():
+            thread.join(LOOK_EVERY_S)
+            passed = _pass_on(folder, spec, passed, tell)
+    except SystemExit:  # the scheduler ends the trial
+        folder.request_leave()
+        thread.join(LEAVE_S)
+        raise
+    if not results:
+        lost = Result(outcome="failed", reason=Reason.WORKER_LOST, evidence="Ray Train gave up")
+        return lost, None
+    result = results[0]
+    if result.reason is Reason.WORKER_LOST:
+        # Tune starts a trial again whose process dies, up to budget.max_losses.
+        raise WorkersLostError(result.evidence)
+    reports = all_reports(folder)
+    done = result.outcome == "succeeded" and reports
+    return result, reports[-1] if done else None
+
+
+def work(orders: dict[str, Any]) -> None:
+    """One worker of the trial."""
+    order = TrialOrder.model_validate_json(orders["order"])
+    storage = Path(orders["storage"])
+    folder = trial_folder(storage, order.search, order.number, order.attempt)
+    search = AttemptFolder(storage, order.search, order.attempt)
+    attempt = search.read_attempt()
+    assert isinstance(attempt, SearchAttempt)
+    spec = trial_spec(attempt, order)
+    with worker(folder) as rank:
+        setting = Setting(
+            folder=folder,
+            spec=spec,
+            device=prepare_device(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker),
+            telemetry=SpooledTelemetry(folder) if rank == 0 else Silence(),
+            stop=StopFlag(search, folder, seconds=spec.max_runtime_s),
+            init_checkpoint=attempt.init_checkpoint,
+            rank=rank,
+        )
+        if rank == 0:
+            result, _ = train_alone(setting, order.number, tell=lambda report: None)
+            folder.write_outcome(0, result)
+        else:
+            follow(setting)
+
+
+def follow(setting: Setting) -> None:
+    """The part of a worker that is not the first."""
+    from workers.search.trial import dataset_on
+
+    Course(setting, dataset_on(setting.device, setting.spec.dataset)).run()
+
+
+def _pass_on(folder: AttemptFolder, spec: TrainSpec, passed: int, tell: Tell) -> int:
+    """Tell what is new, but for the last epoch; how many reports were told by now."""
+    reports = all_reports(folder)
+    for report in reports[passed:]:
+        if report.epoch < spec.epochs:
+            tell(told(report))
+    return len(reports)

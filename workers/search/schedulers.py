@@ -1,0 +1,65 @@
+"""Schedulers, which end hopeless trials early: one function a member of `SCHEDULERS`."""
+
+import math
+
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from workers.search.trainable import EPOCH
+from workers.search_specs import AshaConfig, MedianConfig, NoSchedulerConfig, SearchSpec
+from workers.trials import TrialTable
+
+
+def none(config: NoSchedulerConfig, spec: SearchSpec, epochs: int) -> TrialScheduler:
+    """Every trial runs to its end."""
+    return FIFOScheduler()
+
+
+def asha(config: AshaConfig, spec: SearchSpec, epochs: int) -> TrialScheduler:
+    """Rungs at grace_epochs times the powers of reduction_factor; all trials share them."""
+    return AsyncHyperBandScheduler(
+        time_attr=EPOCH,
+        metric=spec.metric,
+        mode=spec.mode,
+        max_t=max(epochs, config.grace_epochs + 1),
+        grace_period=config.grace_epochs,
+        reduction_factor=config.reduction_factor,
+    )
+
+
+def median(config: MedianConfig, spec: SearchSpec, epochs: int) -> TrialScheduler:
+    """Ends a trial whose best is worse than the median of the others' means so far."""
+    return MedianStoppingRule(
+        time_attr=EPOCH,
+        metric=spec.metric,
+        mode=spec.mode,
+        grace_period=config.grace_epochs,
+        min_samples_required=config.min_trials,
+        min_time_slice=math.inf,  # else it pauses trials while it knows too few others
+    )
+
+
+def recall(scheduler: TrialScheduler, table: TrialTable, metric: str) -> None:
+    """Have a new scheduler know what the search's ended trials reported.
+
+    Its rungs are then those of the search that was cut off. Trials that go on report again by
+    themselves.
+    """
+    reports = [
+        report
+        for number, reports in table.reports.items()
+        for report in reports
+        if table.trials[number].state.ended and report.metrics.get(metric) is not None
+    ]
+    stubs: dict[int, TuneTrial] = {}
+    for report in sorted(reports, key=lambda report: report.at):
+        if report.number not in stubs:
+            stubs[report.number] = TuneTrial("past", trial_id=f"past_{report.number}", stub=True)
+            scheduler.on_trial_add(None, stubs[report.number])
+        result = {EPOCH: report.epoch, metric: report.metrics[metric]}
+        scheduler.on_trial_result(None, stubs[report.number], result)
