@@ -214,9 +214,10 @@ class AttemptFolder:
 
     def earlier(self) -> list[Self]:
         """The folders of the job's earlier attempts, the newest first."""
-        job, number = self.path.parent, int(self.path.name)
-        numbers = sorted((n for n in _numbers(job) if n < number), reverse=True)
-        return [type(self)(self.storage, job.name, n) for n in numbers]
+        place, number = self.path.parent, int(self.path.name)
+        job = place.relative_to(self.storage / "jobs").as_posix()
+        numbers = sorted((n for n in _numbers(place) if n < number), reverse=True)
+        return [type(self)(self.storage, job, n) for n in numbers]
 
     def superseded(self) -> bool:
         """Whether a later attempt of the job exists: then this one must stop."""

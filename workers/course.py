@@ -149,7 +149,7 @@ class Course:
                 continue
             self.trainer.load_state_dict(load_checkpoint(newest.path, newest.sha256))
             logger.info("resumed from %s, step %d", folder.relative(newest.path), newest.step)
-            if earlier is not folder and self.setting.leads:
+            if self.setting.leads:
                 self._carry_best(newest, source)
             return
         origin = self.setting.init_checkpoint
@@ -162,9 +162,10 @@ class Course:
         if self.trainer.best is None:
             return
         marked = source.best()
-        if self.trainer.best.step == newest.step:
+        unmarked = marked is None or marked.step != newest.step
+        if self.trainer.best.step == newest.step and unmarked:
             self.checkpoints.adopt_best(newest)
-        elif marked is not None:
+        elif marked is not None and source.path != self.checkpoints.path:
             self.checkpoints.adopt_best(marked)
 
 

@@ -57,11 +57,11 @@ class Stack:
         self.data.mkdir(exist_ok=True)
         (self.data / name).symlink_to(folder)
 
-    def up(self) -> None:
+    def up(self, *options: str) -> None:
         """Start, and wait until it says that all is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "up", "--cpus", "2"],
+                [sys.executable, "-m", "service.cli", "up", *(options or ("--cpus", "2"))],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -104,15 +104,25 @@ class Stack:
         """Living processes that train a job."""
         return [p for p in workers(self.home) if job in p.cmdline()]
 
-    def trials(self, search: str) -> list[psutil.Process]:
-        """Living processes of a search's driver and trials."""
-        folder = f"/jobs/{search}/"
-        found = [*self.workers(search)]
+    def train_workers(self) -> list[psutil.Process]:
+        """Living workers of Ray Train, in the order in which they started."""
+        found = []
         for process in tagged(self.home, "ray"):
             with contextlib.suppress(psutil.Error):
-                if any(folder in each.path for each in process.open_files()):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
                     found.append(process)
-        return found
+        return sorted(found, key=lambda process: process.create_time())
+
+    def trials(self, search: str, actors: bool = False) -> list[psutil.Process]:
+        """Living processes of a search's trials, and of its driver unless only `actors` count."""
+        driver = [] if actors else self.workers(search)
+        return driver + [p for p in tagged(self.home, "ray") if self._writes_trial(p, search)]
+
+    def _writes_trial(self, process: psutil.Process, search: str) -> bool:
+        folder = f"/jobs/{search}/trials/"
+        with contextlib.suppress(psutil.Error):
+            return any(folder in each.path for each in process.open_files())
+        return False
 
     def capsctl(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the command line against this stack."""

@@ -83,6 +83,12 @@ class SearchBook:
         """What is known of a trial."""
         return self._writer.table.trials.get(number)
 
+    def running(self) -> set[int]:
+        """Numbers of the trials that run now."""
+        with self._lock:
+            trials = self._writer.table.trials.values()
+            return {trial.number for trial in trials if trial.state is TrialState.RUNNING}
+
     def folder(self, number: int) -> AttemptFolder:
         """The trial's own folder in this attempt."""
         return trial_folder(self._storage, self._search, number, self.attempt)

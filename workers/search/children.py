@@ -40,14 +40,25 @@ class ChildRuns:
         self._book = book
         self._offsets: dict[Path, int] = {}
         self._found: dict[int, str] | None = None
+        self._open: set[str] = set()
 
     def ship(self, client: "MlflowClient", parent: str) -> None:
         """Send what is new; safe to repeat when MLflow was away in the middle of it."""
+        try:
+            self._ship(client, parent)
+        except Exception:
+            self._found = None  # a run may have been made although the answer was lost
+            raise
+
+    def _ship(self, client: "MlflowClient", parent: str) -> None:
         for number, trial in sorted(self._book.table().trials.items()):
             never_ran = trial.started_at is None and trial.run_id is None
             if trial.shipped or never_ran:
                 continue
             run_id = trial.run_id or self._make(client, parent, trial)
+            if trial.state is TrialState.RUNNING and run_id not in self._open:
+                client.update_run(run_id, status="RUNNING")  # perhaps an earlier attempt ended it
+                self._open.add(run_id)
             self._send(client, run_id, number)
             if trial.state.ended:
                 self._end(client, run_id, trial)
@@ -65,6 +76,7 @@ class ChildRuns:
                 tags=self._tags(parent, trial),
             )
             run_id = self._found[trial.number] = str(run.info.run_id)
+            self._open.add(run_id)
         spec = self._attempt.spec.variant(trial.values, trial.seed)
         _log_params(client, run_id, list(flatten(spec)))
         self._book.update(trial.number, run_id=run_id)
@@ -96,14 +108,16 @@ class ChildRuns:
             self._offsets[each.metrics] = behind
 
     def _end(self, client: "MlflowClient", run_id: str, trial: Trial) -> None:
-        if trial.score is not None:
-            client.log_metric(run_id, "score", trial.score, step=trial.score_epoch or 0)
-        client.set_tag(run_id, "caps.state", trial.state.value)
-        if trial.reason is not None:
-            client.set_tag(run_id, "caps.reason", trial.reason.value)
-        if trial.evidence:
-            client.set_tag(run_id, "caps.evidence", trial.evidence[:1000])
         at = int((trial.ended_at or 0) * 1000)
+        if trial.score is not None:  # its time is the trial's, so that a second sending adds none
+            client.log_metric(run_id, "score", trial.score, at, trial.score_epoch or 0)
+        told = {
+            "caps.state": trial.state.value,
+            "caps.reason": "" if trial.reason is None else trial.reason.value,
+            "caps.evidence": trial.evidence[:1000],
+        }
+        for name, value in told.items():  # also what is empty now: the trial may have been retried
+            client.set_tag(run_id, name, value)
         client.set_terminated(run_id, STATUS[trial.state], end_time=at)
         self._book.update(trial.number, shipped=True)
 

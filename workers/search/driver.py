@@ -93,6 +93,8 @@ class SearchCourse:
         self._attempt = attempt
         self._book = book
         self._stop = stop
+        self._asked: set[int] = set()
+        """Trials that were asked to leave."""
         spent = sum(_active_s(earlier) for earlier in folder.earlier())
         limit = attempt.spec.budget.max_runtime_s
         self._over_at = None if limit is None else time.monotonic() + max(0.0, limit - spent)
@@ -161,6 +163,11 @@ class SearchCourse:
         self._book.cancel_rest()
         failures = self._failures()
         best = next(iter(self._book.standings()), None)
+        unscored = best is None or best.mean is None
+        cut = self._book.cut_short
+        if unscored and cut is not None and cut[0] is Reason.BUDGET:
+            evidence = f"{cut[1]}, and no trial has measured anything; {words}"
+            return Result(outcome="failed", reason=Reason.BUDGET, evidence=evidence)
         if best is None or best.mean is None or failures > self.spec.budget.max_failures:
             return Result(
                 outcome="failed",
@@ -178,7 +185,7 @@ class SearchCourse:
                 step=0,
             )
         deviation = "" if best.deviation is None else f" ± {best.deviation:.4f}"
-        short = f"; {self._book.cut_short[1]}" if self._book.cut_short else ""
+        short = f"; {cut[1]}" if cut else ""
         return Result(
             outcome="succeeded",
             reason=Reason.COMPLETED,
@@ -197,10 +204,15 @@ class SearchCourse:
         if self._book.cut_short is None and (short := self._cut_short()) is not None:
             self._book.cut_short = short
             logger.warning("no more trials: %s", short[1])
-            for number, trial in self._book.table().trials.items():
-                if trial.state is TrialState.RUNNING:
-                    self._book.folder(number).request_stop("cancel")
+        if self._book.cut_short is not None:
+            self._stop_running()
         return self._book.cut_short is not None
+
+    def _stop_running(self) -> None:
+        """Ask each trial that runs to leave, once; some start only after the cut."""
+        for number in self._book.running() - self._asked:
+            self._book.folder(number).request_stop("cancel")
+            self._asked.add(number)
 
     def _cut_short(self) -> tuple[Reason, str] | None:
         budget = self.spec.budget

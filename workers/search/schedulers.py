@@ -1,6 +1,7 @@
 """Schedulers, which end hopeless trials early: one function a member of `SCHEDULERS`."""
 
 import math
+from typing import Any
 
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import (
@@ -34,7 +35,7 @@ def asha(config: AshaConfig, spec: SearchSpec, epochs: int) -> TrialScheduler:
 
 def median(config: MedianConfig, spec: SearchSpec, epochs: int) -> TrialScheduler:
     """Ends a trial whose best is worse than the median of the others' means so far."""
-    return MedianStoppingRule(
+    return Medians(
         time_attr=EPOCH,
         metric=spec.metric,
         mode=spec.mode,
@@ -44,11 +45,26 @@ def median(config: MedianConfig, spec: SearchSpec, epochs: int) -> TrialSchedule
     )
 
 
+class Medians(MedianStoppingRule):  # type: ignore[misc]  # Ray has no types
+    """Tune's rule, which looks into every trial's last result for its epoch and metric."""
+
+    def on_trial_complete(
+        self, controller: object, trial: TuneTrial, result: dict[str, Any]
+    ) -> None:
+        """Take the last result in, unless it is known or, as of a trial that failed, empty."""
+        if EPOCH not in result or self._metric not in result:
+            return
+        known = self._results.get(trial)
+        if not known or known[-1][EPOCH] < result[EPOCH]:
+            super().on_trial_complete(controller, trial, result)
+
+
 def recall(scheduler: TrialScheduler, table: TrialTable, metric: str) -> None:
     """Have a new scheduler know what the search's ended trials reported.
 
     Its rungs are then those of the search that was cut off. Trials that go on report again by
-    themselves.
+    themselves. Each report comes as a trial's last one, of which no scheduler has to decide
+    anything: what was decided then is not for it to repeat, since it knows less now.
     """
     reports = [
         report
@@ -60,6 +76,6 @@ def recall(scheduler: TrialScheduler, table: TrialTable, metric: str) -> None:
     for report in sorted(reports, key=lambda report: report.at):
         if report.number not in stubs:
             stubs[report.number] = TuneTrial("past", trial_id=f"past_{report.number}", stub=True)
-            scheduler.on_trial_add(None, stubs[report.number])
         result = {EPOCH: report.epoch, metric: report.metrics[metric]}
-        scheduler.on_trial_result(None, stubs[report.number], result)
+        scheduler.on_trial_add(None, stubs[report.number])
+        scheduler.on_trial_complete(None, stubs[report.number], result)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from support.search_books import make_attempt, make_spec
 from workers.attempt import (
     HINTS,
     Attempt,
@@ -15,9 +16,11 @@ from workers.attempt import (
     Progress,
     Reason,
     Result,
+    TrialCounts,
     write_atomic,
 )
 from workers.specs import PRESETS
+from workers.trials import trial_folder
 
 
 @pytest.fixture
@@ -110,6 +113,44 @@ def test_attempts_know_those_before_and_after(tmp_path: Path) -> None:
         (tmp_path / "jobs" / "j1" / name).mkdir()
     assert [f.path.name for f in folders[2].earlier()] == ["2", "1"]
     assert [f.superseded() for f in folders] == [True, True, False]
+
+
+def test_trials_of_a_search_have_attempts_of_their_own(tmp_path: Path) -> None:
+    search = AttemptFolder(tmp_path, "s1", 2)
+    search.write_progress(Progress())
+    trials = [trial_folder(tmp_path, "s1", 7, number) for number in (1, 2, 3)]
+    for folder in trials[:2]:
+        folder.write_progress(Progress())
+    assert trials[0].relative(trials[0].path) == "jobs/s1/trials/00007/1"
+    assert [each.path for each in trials[2].earlier()] == [trials[1].path, trials[0].path]
+    assert [each.superseded() for each in trials] == [True, False, False]
+    assert search.earlier() == []
+    assert not search.superseded(), "the folder of its trials is no attempt"
+
+
+def test_a_search_is_read_as_one(tmp_path: Path) -> None:
+    spec = make_spec(seeds=2)
+    attempt_of_search = make_attempt(spec, 3, retry_through=2)
+    folder = AttemptFolder(tmp_path, "s1", 3)
+    folder.write_attempt(attempt_of_search)
+    assert folder.read_attempt() == attempt_of_search
+
+
+def test_workers_of_a_driver_leave_outcomes_and_are_asked_to_leave(folder: AttemptFolder) -> None:
+    lost = Result(outcome="failed", reason=Reason.WORKER_LOST, evidence="worker 1: gone")
+    folder.write_outcome(1, lost)
+    assert (folder.read_outcome(0), folder.read_outcome(1)) == (None, lost)
+    assert not folder.leave_requested()
+    folder.request_leave()
+    assert folder.leave_requested()
+    assert folder.stop_requested() is None
+
+
+def test_trials_are_counted_as_ended_when_they_run_no_more() -> None:
+    counts = TrialCounts(
+        total=9, waiting=1, running=2, succeeded=3, pruned=1, failed=1, cancelled=1
+    )
+    assert counts.ended == 6
 
 
 def test_paths_are_told_below_the_storage(folder: AttemptFolder) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from capsmodel.checkpoint import BadCheckpointError
 from capsmodel.datasets import DataCorruptError, DataMissingError
+from capsmodel.distributed import RankFailedError
 from capsmodel.divergence import DivergedError
 from capsmodel.training_state import IncompatibleStateError
 from workers.attempt import Reason
@@ -21,6 +22,13 @@ from workers.failures import classify
         (DataCorruptError("sha256"), Reason.DATA_MISSING),
         (BadCheckpointError("sha256"), Reason.BAD_CHECKPOINT),
         (IncompatibleStateError("another architecture"), Reason.BAD_CHECKPOINT),
+        (RankFailedError("rank 1 failed"), Reason.WORKER_LOST),
+        (torch.distributed.DistBackendError("closed"), Reason.WORKER_LOST),
+        (torch.distributed.DistNetworkError("refused"), Reason.WORKER_LOST),
+        (
+            RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed"),
+            Reason.WORKER_LOST,
+        ),
         (RuntimeError("shape mismatch"), Reason.ERROR),
         (ZeroDivisionError(), Reason.ERROR),
         (KeyError("x"), Reason.ERROR),

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from workers.spool import Point, Spool
+from workers.spool import Point, Spool, points_from
 
 
 def lines(path: Path) -> list[dict[str, float]]:
@@ -60,3 +60,32 @@ def test_a_line_that_is_being_written_is_read_later(tmp_path: Path) -> None:
         assert spool.points_from(offset) == ([], offset)
         file.write('"values": {"loss": 2.0}}\n')
     assert [p.value for p in spool.points_from(offset)[0]] == [2.0]
+
+
+def test_a_training_that_goes_on_in_its_attempt_adds_each_point_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = Spool(path, [])
+    for step in (1, 2):
+        first.append({"loss": 1.0 / step}, step)
+    again = Spool(path, [])
+    for step in (1, 2, 3):
+        again.append({"loss": 1.0 / step}, step)
+    again.close()
+    points, _ = points_from(path, 0)
+    assert [(p.value, p.step) for p in points] == [(1.0, 1), (0.5, 2), (1 / 3, 3)]
+
+
+def test_a_line_torn_by_a_kill_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    Spool(path, []).append({"loss": 1.0}, 1)
+    with path.open("a") as file:
+        file.write('{"t": 1, "step": 2, "val')
+    again = Spool(path, [])
+    again.append({"loss": 0.5}, 2)
+    points, offset = points_from(path, 0)
+    assert [(p.value, p.step) for p in points] == [(1.0, 1), (0.5, 2)]
+    assert offset == path.stat().st_size
+
+
+def test_a_spool_that_is_not_there_yet_has_no_points(tmp_path: Path) -> None:
+    assert points_from(tmp_path / "absent.jsonl", 7) == ([], 7)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from workers import stop as module
-from workers.attempt import AttemptFolder, Progress
-from workers.stop import StopSignal
+from workers.attempt import AttemptFolder, Progress, StopKind
+from workers.stop import StopFlag, StopSignal
+from workers.trials import trial_folder
 
 
 @pytest.fixture
@@ -76,3 +77,85 @@ def test_the_folder_is_looked_at_now_and_then(
     for _ in range(1000):
         stop.cause()
     assert len(looks) <= 2
+
+
+# -------------------------------------------------------------------- several folders, deadlines
+
+
+@pytest.fixture
+def trial(folder: AttemptFolder) -> AttemptFolder:
+    return trial_folder(folder.storage, "j1", 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["cancel", "pause"])
+@pytest.mark.parametrize("whose", ["search", "trial"])
+def test_a_trial_watches_its_searchs_folder_and_its_own(
+    folder: AttemptFolder, trial: AttemptFolder, kind: StopKind, whose: str
+) -> None:
+    assert StopFlag(folder, trial).cause() is None
+    (folder if whose == "search" else trial).request_stop(kind)
+    assert StopFlag(folder, trial).cause() == kind
+
+
+def test_what_the_search_is_asked_for_comes_first(
+    folder: AttemptFolder, trial: AttemptFolder
+) -> None:
+    trial.request_stop("cancel")
+    folder.request_stop("pause")
+    assert StopFlag(folder, trial).cause() == "pause"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_driver_that_must_go_takes_its_workers_along(
+    folder: AttemptFolder, trial: AttemptFolder, number: int
+) -> None:
+    (folder, trial)[number].request_leave()
+    assert StopFlag(folder, trial).cause() == "signal"
+
+
+def test_a_flag_tells_more_than_leaving(folder: AttemptFolder) -> None:
+    folder.request_leave()
+    folder.request_stop("pause")
+    assert StopFlag(folder).cause() == "pause"
+
+
+def test_a_later_attempt_of_the_search_ends_its_trials(
+    folder: AttemptFolder, trial: AttemptFolder
+) -> None:
+    AttemptFolder(folder.storage, "j1", 2).write_progress(Progress())
+    assert StopFlag(folder, trial).cause() == "superseded"
+
+
+def test_time_is_over_at_the_deadline_and_not_before(
+    folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    stop, patient = StopFlag(folder, seconds=10), StopFlag(folder)
+    for now[0], cause in [(100.0, None), (109.9, None), (110.2, "deadline"), (1e6, "deadline")]:
+        assert stop.cause() == cause
+        assert patient.cause() is None
+
+
+def test_a_flag_tells_more_than_the_deadline(folder: AttemptFolder) -> None:
+    folder.request_stop("cancel")
+    assert StopFlag(folder, seconds=-1).cause() == "cancel"
+
+
+def test_a_folder_that_cannot_be_read_just_now_stops_nothing(
+    folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: AttemptFolder) -> bool:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(AttemptFolder, "superseded", away)
+    assert StopFlag(folder).cause() is None
+    assert StopFlag(folder, seconds=-1).cause() == "deadline"
+
+
+def test_signals_are_taken_back_from_a_library(folder: AttemptFolder) -> None:
+    stop = StopSignal(folder)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stop.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.cause() == "signal"
