@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from workers.attempt import AnyAttempt, AttemptFolder, Progress, Reason, Result
+from workers.cluster import ClusterLostError
 from workers.process import die_with_parent, print_to
 from workers.stop import StopSignal
 
@@ -59,6 +60,9 @@ def _run(folder: AttemptFolder, stop: StopSignal) -> Result:
         run = getattr(import_module(module), name)
         result: Result = run(folder, attempt, stop)
         return result
+    except ClusterLostError as error:
+        traceback.print_exc()
+        return Result(outcome="interrupted", reason=Reason.WORKER_LOST, evidence=str(error)[:1000])
     except Exception as error:
         from workers.failures import classify
 

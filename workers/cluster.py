@@ -16,6 +16,10 @@ ENVIRONMENT = {
 }
 
 
+class ClusterLostError(RuntimeError):
+    """The cluster, or what runs on it for this driver, is gone: another attempt may go on."""
+
+
 @contextmanager
 def connected(stop: StopSignal) -> Iterator[None]:
     """Ray, to which the job's own environment leads."""
@@ -26,8 +30,29 @@ def connected(stop: StopSignal) -> Iterator[None]:
     stop.listen()  # Ray takes SIGTERM for itself
     try:
         yield
+    except Exception as error:
+        if (lost := _loss_below(error)) is not None:
+            raise ClusterLostError(f"{type(lost).__name__}: {lost}") from error
+        raise
     finally:
         ray.shutdown()
+
+
+def _loss_below(error: BaseException | None) -> BaseException | None:
+    """The error among its causes that says that Ray, or a process of its own, is gone."""
+    from ray.exceptions import NodeDiedError, RayActorError, RaySystemError, RpcError
+
+    losses: tuple[type[BaseException], ...] = (
+        NodeDiedError,
+        RayActorError,
+        RaySystemError,
+        RpcError,
+    )
+    while error is not None:
+        if isinstance(error, losses):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def bundle(need: ResourcesConfig) -> dict[str, float]:

@@ -32,8 +32,9 @@ def log_pyfunc(folder: Path, config: ModelConfig, run_id: str) -> None:
     """Log the model, with its signature, to a run."""
     import mlflow
 
-    # It asks for an input example, which the signature makes needless.
+    # It asks for an input example or type hints, which the signature makes needless.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.pyfunc")
+    warnings.filterwarnings("ignore", category=UserWarning, message=r"(?s).*[Tt]ype hint")
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name="model",

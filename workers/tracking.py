@@ -141,7 +141,7 @@ class Tracker:
                 return
             except Exception as error:
                 problem = f"{task.what}: {_first_line(error)}"
-                if not _may_pass(error) or time.monotonic() + RETRY_AFTER_S > self._deadline:
+                if not may_pass(error) or time.monotonic() + RETRY_AFTER_S > self._deadline:
                     self._unsent = f"incomplete: {problem}"
                     logger.exception("%s: given up", task.what)
                     return
@@ -151,7 +151,7 @@ class Tracker:
             time.sleep(RETRY_AFTER_S)
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Whether the server may be away or overloaded; a refused value stays refused."""
     from mlflow.exceptions import MlflowException
 

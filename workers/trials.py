@@ -83,6 +83,8 @@ class Trial(_Row):
     checkpoint: str | None = None
     """Its best checkpoint, below CAPS_STORAGE, as long as that is kept."""
     checkpoint_sha256: str | None = None
+    checkpoint_epoch: int | None = None
+    """Completed epochs of that checkpoint: the best by accuracy, whatever the search's metric."""
 
     @property
     def counts(self) -> bool:

@@ -159,12 +159,12 @@ def cancel_search(search_id: SearchId, given: Given) -> SearchView:
     },
 )
 def retry_failed(search_id: SearchId, given: Given) -> SearchView:
-    """Run the failed trials of an ended search again; what succeeded stays as it is."""
+    """Run what failed or was cut off of an ended search again; what succeeded stays as it is."""
     job = given.search(search_id)
-    failed = any(trial.state is TrialState.FAILED for trial in given.trials(job))
-    # A search that failed by itself, as by a lost driver, has trials left all the same.
-    if job.state.terminal and not failed and job.state is not State.FAILED:
-        raise NothingToRetryError(f"no trial of search {job.id} has failed")
+    left = (TrialState.FAILED, TrialState.CANCELLED)
+    # A search that was cancelled, or lost its driver, has trials left that nobody has chosen yet.
+    if job.state is State.SUCCEEDED and not any(t.state in left for t in given.trials(job)):
+        raise NothingToRetryError(f"no trial of search {job.id} failed or was cut off")
     job = given.store.reopen(job.id)
     given.wake()
     return _present(given, job)

@@ -9,6 +9,7 @@ import math
 import shutil
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from workers.attempt import AttemptFolder, Reason, Result, TrialCounts
@@ -35,6 +36,8 @@ OUTCOMES = {
     "paused": TrialState.WAITING,
     "interrupted": TrialState.WAITING,
 }
+FELL = (TrialState.FAILED, TrialState.CANCELLED)
+"""What a retry runs again."""
 
 
 class SearchBook:
@@ -50,7 +53,7 @@ class SearchBook:
             folder: The attempt's folder.
             search: Its id.
             attempt: Number of the attempt.
-            retry_through: Failures in attempts up to this one are void.
+            retry_through: What failed or was cut off in attempts up to this one goes on.
         """
         self.spec = spec
         self.attempt = attempt
@@ -61,7 +64,7 @@ class SearchBook:
         """Why trials that still run are stopped, if they are."""
         known = read_trials(folder)
         for trial in known.trials.values():
-            void = trial.state is TrialState.FAILED and trial.attempt <= retry_through
+            void = trial.state in FELL and 0 < retry_through >= trial.attempt
             if void or not trial.state.ended:
                 known.add_trial(_to_go_on_with(trial))
         self._writer = TrialWriter(trials_file(folder), known)
@@ -104,10 +107,11 @@ class SearchBook:
 
     def counts(self) -> TrialCounts:
         """How many trials are where."""
-        table = self.table()
-        states = {state.value.lower(): table.count(state) for state in TrialState}
-        states["waiting"] = self.total - table.count(*TrialState) + states["waiting"]
-        return TrialCounts(total=self.total, **states)
+        with self._lock:
+            trials = self._writer.table.trials
+            found = Counter(trial.state.value.lower() for trial in trials.values())
+            found["waiting"] += self.total - len(trials)
+        return TrialCounts(total=self.total, **found)
 
     # ------------------------------------------------------------------------------ changes
 
@@ -184,7 +188,8 @@ class SearchBook:
                     continue
                 for folder in [self.folder(trial.number), *self.folder(trial.number).earlier()]:
                     shutil.rmtree(folder.checkpoints, ignore_errors=True)
-                self.update(trial.number, checkpoint=None, checkpoint_sha256=None)
+                gone = dict.fromkeys(("checkpoint", "checkpoint_sha256", "checkpoint_epoch"))
+                self.update(trial.number, **gone)
 
     def close(self) -> None:
         """Close the file."""
@@ -232,6 +237,8 @@ class SearchBook:
         # The scheduler stopped it at a report, perhaps at its very last one.
         finished = trial.epoch >= trial.epochs
         state = TrialState.SUCCEEDED if finished else TrialState.PRUNED
+        for path in self.folder(trial.number).checkpoints.glob("step-*"):
+            path.unlink(missing_ok=True)  # it will not go on; the best weights stay
         reason = Reason.COMPLETED if finished else None
         return ended | {"state": state, "reason": reason} | self._best_checkpoint(trial.number)
 
@@ -240,10 +247,14 @@ class SearchBook:
         for folder in [self.folder(number), *self.folder(number).earlier()]:
             path = folder.checkpoints / "best.pt"
             try:
-                sha256 = json.loads(path.with_name("best.pt.json").read_bytes())["sha256"]
+                beside = json.loads(path.with_name("best.pt.json").read_bytes())
+                facts = {
+                    "checkpoint_sha256": beside["sha256"],
+                    "checkpoint_epoch": beside["epoch"],
+                }
             except (OSError, ValueError, KeyError):
                 continue
-            return {"checkpoint": folder.relative(path), "checkpoint_sha256": sha256}
+            return {"checkpoint": folder.relative(path), **facts}
         return {}
 
 

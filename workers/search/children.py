@@ -13,7 +13,7 @@ from workers.attempt import SearchAttempt
 from workers.parameters import PER_BATCH, flatten
 from workers.search.book import SearchBook
 from workers.spool import points_from
-from workers.tracking import send_points
+from workers.tracking import may_pass, send_points
 from workers.trials import Trial, TrialState
 
 if TYPE_CHECKING:
@@ -41,27 +41,32 @@ class ChildRuns:
         self._offsets: dict[Path, int] = {}
         self._found: dict[int, str] | None = None
         self._open: set[str] = set()
+        self.given_up: dict[int, str] = {}
+        """Trials whose run MLflow refuses, as when somebody deleted it, and its words."""
 
     def ship(self, client: "MlflowClient", parent: str) -> None:
         """Send what is new; safe to repeat when MLflow was away in the middle of it."""
-        try:
-            self._ship(client, parent)
-        except Exception:
-            self._found = None  # a run may have been made although the answer was lost
-            raise
-
-    def _ship(self, client: "MlflowClient", parent: str) -> None:
         for number, trial in sorted(self._book.table().trials.items()):
             never_ran = trial.started_at is None and trial.run_id is None
-            if trial.shipped or never_ran:
+            if trial.shipped or never_ran or number in self.given_up:
                 continue
-            run_id = trial.run_id or self._make(client, parent, trial)
-            if trial.state is TrialState.RUNNING and run_id not in self._open:
-                client.update_run(run_id, status="RUNNING")  # perhaps an earlier attempt ended it
-                self._open.add(run_id)
-            self._send(client, run_id, number)
-            if trial.state.ended:
-                self._end(client, run_id, trial)
+            try:
+                self._ship_one(client, parent, trial)
+            except Exception as error:
+                self._found = None  # a run may have been made although the answer was lost
+                if may_pass(error):
+                    raise
+                logger.exception("trial %d is not tracked any more", number)
+                self.given_up[number] = str(error)
+
+    def _ship_one(self, client: "MlflowClient", parent: str, trial: Trial) -> None:
+        run_id = trial.run_id or self._make(client, parent, trial)
+        if trial.state is TrialState.RUNNING and run_id not in self._open:
+            client.update_run(run_id, status="RUNNING")  # perhaps an earlier attempt ended it
+            self._open.add(run_id)
+        self._send(client, run_id, trial.number)
+        if trial.state.ended:
+            self._end(client, run_id, trial)
 
     def _make(self, client: "MlflowClient", parent: str, trial: Trial) -> str:
         """The trial's run: found, if an attempt died before it noted the run, or made."""

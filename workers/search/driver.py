@@ -12,7 +12,7 @@ from pathlib import Path
 
 from workers import uploads
 from workers.attempt import AttemptFolder, CheckpointRef, Kept, Reason, Result, SearchAttempt
-from workers.cluster import bundle, connected
+from workers.cluster import ClusterLostError, bundle, connected
 from workers.search.algorithms import Algorithm
 from workers.search.book import SearchBook
 from workers.search.children import ChildRuns
@@ -31,6 +31,9 @@ PATIENCE_DONE_S = 120.0
 """How long an ended search waits for MLflow to take what is left."""
 PATIENCE_STOPPED_S = 5.0
 """How long a cancelled or failed one does."""
+
+STATUS = {"succeeded": "FINISHED", "cancelled": "KILLED", "failed": "FAILED"}
+"""MLflow's word for an outcome; a search that will go on keeps its run open."""
 
 TUNE_ENVIRONMENT = {
     # All that these would write is in the book and in the trials' folders.
@@ -56,10 +59,11 @@ def search(folder: AttemptFolder, attempt: SearchAttempt, stop: StopSignal) -> R
     )
     tracker.submit("start of the run", uploads.start(attempt))
     tracker.start()
-    pulse = Pulse(folder, book, tracker, ChildRuns(attempt, book))
-    status, patience = "FAILED", PATIENCE_STOPPED_S
+    children = ChildRuns(attempt, book)
+    pulse = Pulse(folder, book, tracker, children)
+    os.environ.update(TUNE_ENVIRONMENT)
+    status, patience = "", PATIENCE_STOPPED_S  # an open run is the later attempt's to end
     try:
-        os.environ.update(TUNE_ENVIRONMENT)
         with pulse, connected(stop):
             course = SearchCourse(folder, attempt, book, stop)
             course.run()
@@ -67,18 +71,18 @@ def search(folder: AttemptFolder, attempt: SearchAttempt, stop: StopSignal) -> R
             if result.outcome in ("succeeded", "failed"):
                 pulse.phase = "finishing"
                 present_best(folder, attempt, book, tracker)
-            status = {"succeeded": "FINISHED", "cancelled": "KILLED"}.get(result.outcome, status)
+            status = STATUS.get(result.outcome, "")
             if result.outcome == "succeeded":
                 patience = PATIENCE_DONE_S
-            if result.outcome in ("paused", "interrupted"):
-                status = ""
-    except BaseException:
+    except ClusterLostError:
+        raise
+    except BaseException as error:
+        status = "FAILED"
+        book.cut_short = (Reason.ERROR, f"the search itself failed: {type(error).__name__}")
         book.cancel_rest()
         raise
     finally:
-        if folder.superseded():
-            status = ""  # the runs belong to the later attempt
-        tracking = pulse.finish(status, patience, stop)
+        tracking = pulse.finish("" if folder.superseded() else status, patience, stop)
         book.close()
     return result.model_copy(update={"tracking": tracking})
 
@@ -181,7 +185,7 @@ class SearchCourse:
             kept["best"] = CheckpointRef(
                 path=trial.checkpoint,
                 sha256=trial.checkpoint_sha256,
-                epoch=trial.score_epoch or trial.epoch,
+                epoch=trial.checkpoint_epoch or trial.epoch,
                 step=0,
             )
         deviation = "" if best.deviation is None else f" ± {best.deviation:.4f}"

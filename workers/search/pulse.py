@@ -61,7 +61,11 @@ class Pulse:
         if status:
             self._tracker.submit("end of the run", uploads.end(status))
         hurry = stop.cause if status == "FINISHED" else lambda: None
-        return self._tracker.finish(patience_s, hurry)
+        tracking = self._tracker.finish(patience_s, hurry)
+        if tracking == "complete" and (given_up := self._children.given_up):
+            number, problem = next(iter(given_up.items()))
+            return f"incomplete: {len(given_up)} trials; trial {number}: {problem}"[:500]
+        return tracking
 
     def _run(self) -> None:
         while not self._ended.wait(BEAT_S):
@@ -96,6 +100,6 @@ class Pulse:
         self._tracker.submit("the trials", self._send)
 
     def _send(self, client: "MlflowClient", run_id: str) -> None:
-        self._children.ship(client, run_id)
+        self._children.ship(client, run_id)  # repeated by the tracker while MLflow is away
         self._ship_at = time.monotonic() + SHIP_EVERY_S
         self._shipping.clear()

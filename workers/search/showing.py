@@ -53,7 +53,7 @@ def show(search: str, attempt_number: int, trial_document: str) -> None:
     trainer = Trainer(spec.training, dataset_on(device, spec.dataset), device=device)
     trainer.load_weights(load_checkpoint(storage / trial.checkpoint, trial.checkpoint_sha256))
     examples = trainer.examples("validation", MAX_PICTURED_IMAGES)
-    view = View(trainer.model, examples, "validation", trial.score_epoch or trial.epoch)
+    view = View(trainer.model, examples, "validation", trial.checkpoint_epoch or trial.epoch)
     folder.artifacts.mkdir(parents=True, exist_ok=True)
     for artifact in build_artifacts(spec.artifacts):
         if artifact.suits(trainer.model):

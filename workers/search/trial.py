@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from capsmodel.callbacks import Callback
-from capsmodel.checkpoint import CheckpointInfo
+from capsmodel.checkpoint import CheckpointFolder, CheckpointInfo
 from capsmodel.config import DatasetConfig
 from capsmodel.datasets import Dataset, load_dataset
 from capsmodel.metrics import EpochMetrics
@@ -70,6 +70,10 @@ def perform(order: TrialOrder, storage: Path, tell: Tell) -> None:
         folder.write_result(Result(outcome="failed", reason=classify(error), evidence=evidence))
         return
     folder.write_result(result)
+    if result.outcome == "succeeded":  # from here on nobody goes on from another checkpoint
+        CheckpointFolder(folder.checkpoints).keep(best=True, last=False)
+        for earlier in folder.earlier():
+            shutil.rmtree(earlier.checkpoints, ignore_errors=True)
     logger.info("%s: %s %s", result.outcome, result.reason, result.evidence)
     if last is not None:
         tell(told(last) | {"done": True})
@@ -104,9 +108,6 @@ def _finished(course: Course, outcome: TrainingOutcome) -> Result:
     """The best weights stay; how good they are was reported."""
     best = course.checkpoints.best()
     kept: dict[Kept, CheckpointInfo] = {} if best is None else {"best": best}
-    course.checkpoints.keep(best=True, last=False)
-    for earlier in course.setting.folder.earlier():
-        shutil.rmtree(earlier.checkpoints, ignore_errors=True)
     return Result(
         outcome="succeeded",
         reason=Reason.COMPLETED,

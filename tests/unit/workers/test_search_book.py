@@ -64,6 +64,23 @@ def test_failures_are_void_up_to_the_attempt_that_is_retried(
         assert not trial.shipped
 
 
+@pytest.mark.parametrize("reason", [Reason.TRIALS_FAILED, Reason.ERROR, Reason.BUDGET, None])
+def test_what_was_cut_off_goes_on_when_the_search_is_retried(
+    tmp_path: Path, reason: Reason | None
+) -> None:
+    book = open_book(tmp_path, SPEC)
+    choose(book, 0, 1)
+    run(book, 0, 0.5)
+    if reason is not None:
+        book.cut_short = (reason, "over")
+    book.cancel_rest()
+    assert {trial.state for trial in book.table().trials.values()} == {TrialState.CANCELLED}
+    resumed = open_book(tmp_path, SPEC, attempt=2, retry_through=0)
+    assert {trial.state for trial in resumed.table().trials.values()} == {TrialState.CANCELLED}
+    retried = open_book(tmp_path, SPEC, attempt=3, retry_through=2)
+    assert {trial.state for trial in retried.table().trials.values()} == {TrialState.WAITING}
+
+
 def test_a_failure_after_the_retry_stays(tmp_path: Path) -> None:
     book = open_book(tmp_path, SPEC)
     choose(book, 0)

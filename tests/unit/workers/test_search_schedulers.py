@@ -48,7 +48,8 @@ class Live:
         self.now = 0.0
 
     def begin(self, number: int) -> None:
-        self.running[number] = TuneTrial("trial", trial_id=f"{id(self)}_{number}", stub=True)
+        name = f"{id(self)}_{number}"
+        self.running[number] = TuneTrial("t", config={"number": number}, trial_id=name, stub=True)
         self.scheduler.on_trial_add(None, self.running[number])
         self._note(number, TrialState.RUNNING)
 
@@ -114,14 +115,31 @@ def test_a_resumed_search_has_the_rungs_of_the_one_that_was_cut_off(metric: str)
     assert expected[10] == [STOP]
 
 
-def test_trials_that_go_on_are_left_to_tell_for_themselves() -> None:
-    spec = a_spec(ASHA)
+@pytest.mark.parametrize("scheduler", [ASHA, MEDIAN], ids=["asha", "median"])
+def test_a_trial_that_goes_on_is_not_judged_again(scheduler: dict[str, Any]) -> None:
+    """It was the first, then; now it would be among the last."""
+    spec = a_spec(scheduler)
     live = Live(make(spec))
     live.begin(0)
-    live.tell(0, 1, 0.5)
+    assert live.tell(0, 1, 0.4) == CONTINUE
+    for number, score in enumerate([0.5, 0.6, 0.7], start=1):
+        live.begin(number)
+        for epoch in (1, 2, 3):
+            if number in live.running:
+                live.tell(number, epoch, score)
     again = make(spec)
     recall(again, live.table, METRIC)
-    assert all(known == [] for _, known in rungs(again))
+    later = Live(again)
+    later.begin(0)
+    assert later.tell(0, 1, 0.4) == CONTINUE
+    fresh = Live(again)
+    fresh.begin(7)
+    assert fresh.tell(7, 1, 0.3) == STOP, "a new one is"
+    if isinstance(again, Medians):
+        assert [result[EPOCH] for result in again._results[later.running[0]]] == [1]
+    else:
+        assert len(rungs(again)[-1][1]) == 5, "it has its place once"
+    assert later.tell(0, 2, 0.4) == live.tell(0, 2, 0.4) == STOP
 
 
 def test_asha_ends_the_hopeless_at_its_rungs_alone() -> None:
@@ -187,7 +205,7 @@ def test_what_is_not_a_number_never_reaches_the_scheduler(scheduler: dict[str, A
 
 
 def test_recalling_repeats_no_decision() -> None:
-    """The others that a trial was compared with go on, and are not known now."""
+    """They are told in another order than then, and might be decided otherwise."""
     spec = a_spec(MEDIAN)
     live = Live(make(spec))
     for number, score in enumerate([0.1, 0.11, 0.12, 0.9, 0.9, 0.3]):
@@ -203,8 +221,23 @@ def test_recalling_repeats_no_decision() -> None:
     assert isinstance(again, Medians)
     later = Live(again)
     later.begin(9)
-    assert later.tell(9, 1, 0.2) == STOP
-    assert [len(results) for results in again._results.values()] == [3, 3, 3, 1]
+    assert later.tell(9, 1, 0.05) == STOP
+    assert [len(results) for results in again._results.values()] == [3, 3, 3, 3, 3, 3, 1]
+
+
+def test_median_knows_what_a_trial_tells_again_once() -> None:
+    """Its process died, and another one goes on."""
+    live = Live(make(a_spec(MEDIAN)))
+    for number, score in enumerate([0.5, 0.6, 0.7]):
+        live.begin(number)
+        live.tell(number, 1, score)
+        live.tell(number, 2, score)
+    for epoch in (1, 2):
+        assert live.tell(2, epoch, 0.7) == CONTINUE
+    assert live.tell(2, 3, 0.7) == CONTINUE
+    assert isinstance(live.scheduler, Medians)
+    told_of = live.scheduler._results[live.running[2]]
+    assert [result[EPOCH] for result in told_of] == [1, 2, 3]
 
 
 def test_median_knows_each_last_report_once() -> None:

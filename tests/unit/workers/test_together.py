@@ -1,16 +1,21 @@
-"""Several workers of one training: what is said when something goes wrong."""
+"""Several workers of one training, without Ray: what is said, and what a trial passes on."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from workers.attempt import AttemptFolder, Reason, Result
+from support.search_books import make_spec, report, write_reports
+from workers.attempt import AttemptFolder, Outcome, Reason, Result
+from workers.search import group
+from workers.search.trainable import EPOCH, TrialOrder, WorkersLostError
 from workers.stop import StopSignal
 from workers.together import Relay, _failure, _first_line
+from workers.trials import trial_folder
 
 TRAIN = RuntimeError("Worker group is not healthy\n[Rank 1]: it died")
 
@@ -98,3 +103,100 @@ def test_what_workers_see_for_themselves_is_not_relayed(
     with Relay(folder, stop):
         time.sleep(0.1)
     assert not folder.leave_requested()
+
+
+# ------------------------------------------------------------------- a trial of several workers
+
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AttemptFolder:
+    monkeypatch.setattr(group, "LOOK_EVERY_S", 0.01)
+    return trial_folder(tmp_path, "s1", 0, 2)
+
+
+SPEC = make_spec(base={"resources": {"workers": 2}}).variant({})
+ORDER = TrialOrder(search="s1", attempt=2, number=0, seed=0, values={})
+DONE = Result(outcome="succeeded", reason=Reason.COMPLETED)
+
+
+def workers_that(act: Callable[[AttemptFolder], Result | None]) -> Callable[..., Result]:
+    """In place of Ray Train."""
+
+    def run_workers(work: Any, orders: Any, folder: AttemptFolder, need: Any) -> Result:
+        found = act(folder)
+        if found is None:
+            raise RuntimeError("no room")
+        return found
+
+    return run_workers
+
+
+def test_a_trial_passes_on_what_its_first_worker_writes_down(
+    trial: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def train(folder: AttemptFolder) -> Result:
+        for epoch in (2, 3, 4):
+            write_reports(folder.storage, 0, 2, report(0, epoch, 0.1 * epoch))
+            until = time.monotonic() + 5
+            while epoch < SPEC.epochs and epoch not in told:
+                assert time.monotonic() < until, "not in time"
+                time.sleep(0.005)
+        return DONE
+
+    write_reports(trial.storage, 0, 1, report(0, 1, 0.1))  # of the search's first attempt
+    monkeypatch.setattr(group, "run_workers", workers_that(train))
+    result, last = group.train_group(ORDER, trial, SPEC, lambda each: told.append(each[EPOCH]))
+    assert told == [1, 2, 3]
+    assert (result, last) == (DONE, report(0, 4, 0.4))
+
+
+def test_a_lost_worker_has_tune_start_the_trial_again(
+    trial: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Result(outcome="interrupted", reason=Reason.WORKER_LOST, evidence="worker 1 of 2 died")
+    monkeypatch.setattr(group, "run_workers", workers_that(lambda folder: lost))
+    with pytest.raises(WorkersLostError, match="worker 1 of 2 died"):
+        group.train_group(ORDER, trial, SPEC, lambda each: None)
+
+
+@pytest.mark.parametrize("outcome", ["paused", "failed", "cancelled"])
+def test_only_a_good_end_is_told_as_the_end(
+    trial: AttemptFolder, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
+) -> None:
+    write_reports(trial.storage, 0, 2, report(0, 1, 0.1))
+    result = Result(outcome=outcome, reason=Reason.PAUSED)
+    monkeypatch.setattr(group, "run_workers", workers_that(lambda folder: result))
+    assert group.train_group(ORDER, trial, SPEC, lambda each: None) == (result, None)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_group_that_never_came_together_has_failed(
+    trial: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "run_workers", workers_that(lambda folder: None))
+    result, last = group.train_group(ORDER, trial, SPEC, lambda each: None)
+    assert (result.outcome, result.reason, last) == ("failed", Reason.WORKER_LOST, None)
+
+
+def test_the_scheduler_ends_all_workers_of_a_trial(
+    trial: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[bool] = []
+
+    def train(folder: AttemptFolder) -> Result:
+        write_reports(folder.storage, 0, 2, report(0, 1, 0.1))
+        until = time.monotonic() + 5
+        while not folder.leave_requested() and time.monotonic() < until:
+            time.sleep(0.005)
+        left.append(folder.leave_requested())
+        return DONE
+
+    def tell(each: dict[str, Any]) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(group, "run_workers", workers_that(train))
+    with pytest.raises(SystemExit):
+        group.train_group(ORDER, trial, SPEC, tell)
+    assert left == [True], "it waits until they have left"

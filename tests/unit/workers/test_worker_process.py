@@ -39,6 +39,17 @@ print("buffered to the end")
 """
 
 
+TURNS = """
+import os, sys
+from pathlib import Path
+from workers.process import print_to
+for name in sys.argv[1:]:
+    print_to(Path(name))
+    print("Python to", Path(name).name)
+    os.write(2, b"native\\n")
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
 def test_a_worker_dies_with_its_parent() -> None:
     command = [sys.executable, "-c", PARENT, CHILD]
@@ -63,3 +74,12 @@ def test_the_log_holds_all_that_is_printed_also_by_native_code(tmp_path: Path) -
     lines = log.read_text().splitlines()
     once = ["from Python", "an error", "native out", "native err", "from a child"]
     assert lines == [*once, "buffered to the end"] * 2, "a second attempt adds to it"
+
+
+def test_a_process_that_serves_one_trial_after_another_gives_each_its_log(tmp_path: Path) -> None:
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt", tmp_path / "0.txt"]
+    command = [sys.executable, "-c", TURNS, *map(str, logs)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (found.stdout, found.stderr) == ("", "")
+    assert sorted(logs[0].read_text().splitlines()) == ["Python to 0.txt"] * 2 + ["native"] * 2
+    assert sorted(logs[1].read_text().splitlines()) == ["Python to 1.txt", "native"]
