@@ -111,6 +111,8 @@ class TrialView(View):
     checkpoint: str | None = None
     """Its best checkpoint, below CAPS_STORAGE, as long as that is kept."""
     checkpoint_sha256: str | None = None
+    checkpoint_epoch: int | None = None
+    """Completed epochs of that checkpoint: the best by accuracy, whatever the search's metric."""
     mlflow: MlflowView | None = None
     links: TrialLinks
 

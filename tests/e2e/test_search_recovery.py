@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BASE = {key: value for key, value in TINY.items() if key not in ("name", "experiment")} | {
     "resources": {"cpus_per_worker": 1},
-    "epochs": 6,
+    "epochs": 4,
 }
 GRID: dict[str, Any] = {
     "name": "killed",
@@ -110,6 +110,7 @@ def test_a_driver_killed_three_times_changes_nothing(stack: Stack) -> None:
     check_runs(stack, search, 6)
 
 
+@pytest.mark.long
 def test_rungs_outlive_the_driver(stack: Stack) -> None:
     expected = run(stack, ASHA)
     search = run_killed(stack, ASHA, kills=2)
@@ -129,7 +130,7 @@ def test_rungs_outlive_the_driver(stack: Stack) -> None:
 def test_a_killed_trial_goes_on_and_one_killed_again_fails(
     stack: Stack, client: CapsClient
 ) -> None:
-    document = GRID | {"base": BASE | {"epochs": 25}, "concurrency": 1, "keep_top": 1}
+    document = GRID | {"base": BASE | {"epochs": 12}, "concurrency": 1, "keep_top": 1}
     document["space"] = {"model.routing.iterations": {"type": "grid", "values": [1, 2]}}
     search = client.submit_search(document)
 
@@ -152,7 +153,7 @@ def test_a_killed_trial_goes_on_and_one_killed_again_fails(
     assert search.attempt == 1
     first, second = sorted(client.trials(search.id), key=lambda trial: trial.number)
     assert (first.state, first.reason, first.losses) == ("FAILED", "worker-lost", 1)
-    assert (second.state, second.losses, second.epoch) == ("SUCCEEDED", 1, 25)
+    assert (second.state, second.losses, second.epoch) == ("SUCCEEDED", 1, 12)
     assert "resumed from" in client.trial_log(search.id, 1).text
 
 

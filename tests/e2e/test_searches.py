@@ -218,10 +218,10 @@ def test_a_cancelled_search_leaves_nothing_running(stack: Stack, client: CapsCli
 
 
 def test_a_budget_ends_a_search_well(client: CapsClient) -> None:
-    document = SEARCH | {"base": BASE | {"epochs": 500}, "budget": {"max_runtime_s": 20}}
+    document = SEARCH | {"base": BASE | {"epochs": 500}, "budget": {"max_runtime_s": 15}}
     search = client.wait_search(client.submit_search(document).id, timeout=150)
     assert search.state is State.SUCCEEDED, search.evidence
-    assert "budget.max_runtime_s = 20 is over" in search.evidence
+    assert "budget.max_runtime_s = 15 is over" in search.evidence
     cut = list(client.trials(search.id, states=["CANCELLED"]))
     assert cut
     assert {trial.reason for trial in cut} == {"budget"}

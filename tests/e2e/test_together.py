@@ -48,7 +48,7 @@ def test_two_workers_learn_as_one_does(stack: Stack, client: CapsClient) -> None
 def test_a_killed_worker_costs_an_attempt_and_nothing_else(
     stack: Stack, client: CapsClient
 ) -> None:
-    job = client.submit(TINY | {"epochs": 30, "artifacts": [], "resources": PAIR})
+    job = client.submit(TINY | {"epochs": 15, "artifacts": [], "resources": PAIR})
 
     def trained() -> bool:
         progress = client.job(job.id).progress
@@ -63,7 +63,7 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(
     requeued = [event for event in client.events(job.id) if event.type == "requeued"]
     assert "worker-lost" in requeued[0].message
     assert "resumed from jobs/" in client.logs(job.id).text
-    assert len(epochs(stack, job, "val/accuracy")) == 30
+    assert len(epochs(stack, job, "val/accuracy")) == 15
 
 
 def test_a_cancelled_job_takes_its_workers_along(stack: Stack, client: CapsClient) -> None:
@@ -78,6 +78,7 @@ def test_a_cancelled_job_takes_its_workers_along(stack: Stack, client: CapsClien
     assert "last" in ended.result.checkpoints
 
 
+@pytest.mark.long
 def test_trials_with_several_workers(client: CapsClient) -> None:
     base: dict[str, Any] = {k: v for k, v in TINY.items() if k not in ("name", "experiment")}
     search = client.submit_search(
@@ -114,6 +115,7 @@ def visible(log: str) -> str:
     return found.group(1) if found else ""
 
 
+@pytest.mark.long
 def test_jobs_see_a_gpu_each_and_halves_share_them(gpus: Stack) -> None:
     whole = ENDLESS | {"resources": {"cpus_per_worker": 1, "gpus_per_worker": 1}}
     with gpus.client() as client:

@@ -28,6 +28,9 @@ def test_the_contracts_of_imports_hold() -> None:
         ("workers.specs", ("torch", "numpy", "ray", "mlflow")),
         ("workers.attempt", ("torch", "numpy", "ray", "mlflow")),
         ("workers.__main__", ("torch", "numpy", "ray", "mlflow")),
+        ("workers.search_preview", ("torch", "numpy", "ray", "mlflow")),
+        ("workers.trials", ("torch", "numpy", "ray", "mlflow")),
+        ("workers.search.driver, workers.search.source, workers.search.trainable", ("torch",)),
         ("capsmodel.config", ("torch", "numpy", "ray", "mlflow")),
     ],
 )
