@@ -69,6 +69,7 @@ def main() -> None:
 
 def report(supervisor: Supervisor, seeds: int) -> None:
     """Plain loop, search, plain loop; then a search with two trials at once."""
+    print("the plain loop, the search, the plain loop again ...", flush=True)
     before = plain_in_a_process(seeds)
     trials = run_search(supervisor, seeds, concurrency=1)
     after = plain_in_a_process(seeds)
@@ -81,7 +82,7 @@ def report(supervisor: Supervisor, seeds: int) -> None:
     middle = statistics.median(overheads)
     print(f"median training in the plain loop: {statistics.median(plain):.2f} s")
     print(f"median of a trial beyond its training: {middle:.2f} s")
-    print(f"finished trials a minute, one at a time: {per_minute(trials):.1f}")
+    print(f"finished trials a minute, one at a time: {per_minute(trials):.1f}", flush=True)
     twice = run_search(supervisor, seeds, concurrency=2)
     print(f"finished trials a minute, two at a time: {per_minute(twice):.1f}")
 

@@ -1,6 +1,9 @@
 """The control plane's MLflow calls: it makes each job's run, and closes it when all is over."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Read by mlflow at import: a dead server must cost seconds, not the default of minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -17,6 +20,8 @@ from service.notes import describe
 from service.queue.job import Job, Kind, State
 from workers.parameters import LENGTH, PER_BATCH, flatten
 
+logger = logging.getLogger(__name__)
+
 TAG_JOB = "caps.job"
 TAG_KIND = "caps.kind"
 TAG_PARENT = "mlflow.parentRunId"
@@ -29,6 +34,9 @@ FINAL_STATUS = {
     State.FAILED: "FAILED",
     State.CANCELLED: "KILLED",
 }
+
+REFUSALS = frozenset({400, 404, 409})
+"""Status of an answer that will be the same next time, as of a run that somebody deleted."""
 
 
 class MlflowRuns:
@@ -62,29 +70,48 @@ class MlflowRuns:
             raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
 
     def close(self, job: Job) -> None:
-        """Give the run its final status, unless the worker has done so already."""
-        assert job.run_id is not None
-        status = FINAL_STATUS[job.state]
-        self.ping()
-        try:
-            run = self._client.get_run(job.run_id)
-            if run.info.status != status:
-                self._client.set_terminated(job.run_id, status)
-            self._client.set_tag(job.run_id, "caps.state", job.state.value)
-            if job.reason:
-                self._client.set_tag(job.run_id, "caps.reason", job.reason.value)
-            if job.kind is Kind.SEARCH:
-                self._close_trials(run.info.experiment_id, job.run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return  # somebody deleted it; there is nothing left to close
-            raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
+        """Give the run its final status, unless the worker has done so already.
 
-    def _close_trials(self, experiment: str, run_id: str) -> None:
+        A run that MLflow refuses to change, since somebody deleted it, counts as closed.
+        """
+        assert job.run_id is not None
+        self.ping()
+        with self._closing(job, job.run_id):
+            self._close_run(job, job.run_id)
+        if job.kind is Kind.SEARCH:
+            with self._closing(job, job.run_id):
+                self._close_trials(job, job.run_id)
+
+    def _close_run(self, job: Job, run_id: str) -> None:
+        status = FINAL_STATUS[job.state]
+        if self._client.get_run(run_id).info.status != status:
+            self._client.set_terminated(run_id, status)
+        self._client.set_tag(run_id, "caps.state", job.state.value)
+        if job.reason:
+            self._client.set_tag(run_id, "caps.reason", job.reason.value)
+
+    def _close_trials(self, job: Job, parent: str) -> None:
         """End what a killed driver could not."""
-        open_trials = f"tags.`{TAG_PARENT}` = '{run_id}' AND attributes.status = 'RUNNING'"
-        for run in self._client.search_runs([experiment], open_trials, max_results=1000):
-            self._client.set_terminated(run.info.run_id, "KILLED")
+        open_trials = f"tags.`{TAG_PARENT}` = '{parent}' AND attributes.status = 'RUNNING'"
+        assert job.experiment_id is not None
+        for run in self._client.search_runs([job.experiment_id], open_trials, max_results=1000):
+            with self._closing(job, run.info.run_id):
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    @contextmanager
+    def _closing(self, job: Job, run_id: str) -> Iterator[None]:
+        """A refusal is logged and holds nobody up; whatever else goes wrong is an outage."""
+        try:
+            yield
+        except MlflowException as error:
+            if error.get_http_status_code() not in REFUSALS:
+                raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
+            logger.warning(
+                "job %s: run %s stays as it is, MLflow refuses to close it: %s",
+                job.id,
+                run_id,
+                error.message,
+            )
 
     def _experiment(self, name: str) -> str:
         existing = self._client.get_experiment_by_name(name)

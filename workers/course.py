@@ -19,7 +19,7 @@ from capsmodel.metrics import StepMetrics
 from capsmodel.training import Trainer, TrainingOutcome
 from workers.artifacts import build_artifacts
 from workers.attempt import AttemptFolder, CheckpointRef, Kept, Outcome, Reason, Result
-from workers.reporter import Reporter
+from workers.reporter import BestStep, Reporter
 from workers.specs import TrainSpec
 from workers.stop import StopCause, StopFlag
 from workers.tracking import Call
@@ -57,6 +57,11 @@ class Setting:
         return self.rank == 0
 
 
+def most_accurate_step(trainer: Trainer) -> int | None:
+    """The best by validation accuracy, of equal ones by the lower loss."""
+    return None if trainer.best is None else trainer.best.step
+
+
 class Course:
     """A training that is ready to go, from wherever it was left.
 
@@ -73,6 +78,7 @@ class Course:
         dataset: Dataset,
         before: Sequence[Callback] = (),
         after: Sequence[Callback] = (),
+        best_step: BestStep = most_accurate_step,
     ) -> None:
         """Build model and data and restore.
 
@@ -82,16 +88,18 @@ class Course:
             before: Called before the reporter, which saves the checkpoint: what they write down
                 about an epoch is there when a resumed training knows the epoch.
             after: Called after it: the epoch is safe then.
+            best_step: Which weights are kept as the best.
         """
         self.setting = setting
         self.checkpoints = CheckpointFolder(setting.folder.checkpoints)
+        self._best_step = best_step
         spec = setting.spec
         self.reporter: Reporter | None = None
         watching: list[Callback] = [Leaving(setting.stop)]
         if setting.leads:
             artifacts = build_artifacts(spec.artifacts)
             self.reporter = Reporter(
-                setting.folder, spec, setting.telemetry, self.checkpoints, artifacts
+                setting.folder, spec, setting.telemetry, self.checkpoints, artifacts, best_step
             )
             watching.append(self.reporter)
         self.trainer = Trainer(
@@ -159,11 +167,9 @@ class Course:
 
     def _carry_best(self, newest: CheckpointInfo, source: CheckpointFolder) -> None:
         """Take the best checkpoint over: the newest, if a crash came before it was marked."""
-        if self.trainer.best is None:
-            return
         marked = source.best()
         unmarked = marked is None or marked.step != newest.step
-        if self.trainer.best.step == newest.step and unmarked:
+        if self._best_step(self.trainer) == newest.step and unmarked:
             self.checkpoints.adopt_best(newest)
         elif marked is not None and source.path != self.checkpoints.path:
             self.checkpoints.adopt_best(marked)

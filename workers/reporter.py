@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BestStep = Callable[[Trainer], int | None]
+"""After which step the weights were the best up to now; None before the first epoch's end."""
+
 TELL_EVERY_S = 1.0
 MAX_PICTURED_IMAGES = 1000
 """Images of a part among which examples and failures for the pictures are looked for."""
@@ -35,12 +38,14 @@ class Reporter(Callback):
         telemetry: "Telemetry",
         checkpoints: CheckpointFolder,
         artifacts: Sequence[Artifact],
+        best_step: BestStep,
     ) -> None:
         self._folder = folder
         self._spec = spec
         self._telemetry = telemetry
         self._checkpoints = checkpoints
         self._artifacts = artifacts
+        self._best_step = best_step
         self._progress = Progress()
         self._tell_at = 0.0
         self._checkpoint_at = 0.0
@@ -65,7 +70,7 @@ class Reporter(Callback):
         """Tell, then save: a resumed training that knows the epoch need not tell it again."""
         self._telemetry.log(epoch_metrics(metrics), metrics.step)
         info = self._save(trainer)
-        if metrics.is_best:
+        if self._best_step(trainer) == metrics.step:
             self._checkpoints.mark_best(info)
         self._progress.train_accuracy = metrics.train.accuracy
         if metrics.validation:

@@ -1,12 +1,14 @@
 """What a search amounts to, before anything runs: configurations, points, images, operations."""
 
+import json
+import math
 from random import Random
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from capsmodel.cost import TrainingCost, training_cost
-from workers.search_specs import NoSchedulerConfig, SearchSpec, TpeConfig
+from workers.search_specs import NoSchedulerConfig, RandomSearchConfig, SearchSpec, TpeConfig
 
 COUNTED = 1000
 """Configurations that are counted one by one; beyond them their mean stands for the others."""
@@ -89,12 +91,30 @@ def _sum(spec: SearchSpec, each: list[int] | list[int | None]) -> int | None:
     return spec.seeds * sum(known) * spec.configurations // len(known)
 
 
+def _repeats(spec: SearchSpec) -> int:
+    """Configurations of a random search that are the same as an earlier one."""
+    if not isinstance(spec.algorithm, RandomSearchConfig) or math.isinf(spec.different_draws):
+        return 0
+    crossed = spec.configurations // spec.draws
+    # A draw that comes again meets the same combinations of the grids again: look at the first.
+    firsts = (spec.configuration(number) for number in range(0, spec.configurations, crossed))
+    different = {json.dumps(first, sort_keys=True) for first in firsts}
+    return (spec.draws - len(different)) * crossed
+
+
 def _notes(spec: SearchSpec) -> list[str]:
     notes = []
     if isinstance(spec.algorithm, TpeConfig):
         notes.append(
             "tpe chooses by what it has measured: the points are random ones of its space, not "
             "those that it will try"
+        )
+    if repeats := _repeats(spec):
+        notes.append(
+            f"{repeats:,} of the {spec.configurations:,} configurations "
+            f"{'is a repeat' if repeats == 1 else 'are repeats'} of earlier ones: the space is "
+            "small, and each is drawn by itself; the algorithm 'grid' tries each combination of "
+            "listed values once"
         )
     if not isinstance(spec.scheduler, NoSchedulerConfig):
         notes.append(

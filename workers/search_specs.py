@@ -1,5 +1,6 @@
 """A search as it is submitted: a training, what varies in it, and how the variants are chosen."""
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Any, Literal, Self
@@ -184,6 +185,10 @@ class SearchSpec(Config):
         """Whether a larger or a smaller metric is better."""
         return "max" if self.metric.endswith("accuracy") else "min"
 
+    def beats(self, score: float, other: float) -> bool:
+        """Whether a value of the metric is better than another one."""
+        return score > other if self.mode == "max" else score < other
+
     @property
     def draws(self) -> int:
         """How often the space is drawn from; each draw meets every combination of the grids."""
@@ -205,6 +210,13 @@ class SearchSpec(Config):
             for path, dimension in self.space.items()
             if isinstance(dimension, Grid) or (every and isinstance(dimension, ListDimension))
         }
+
+    @property
+    def different_draws(self) -> float:
+        """How many draws of a random search can differ; infinite where real numbers are drawn."""
+        return math.prod(
+            dimension.size for path, dimension in self.space.items() if path not in self._listed
+        )
 
     def configuration(self, number: int) -> dict[str, Any]:
         """A value for every path: configuration `number` of a random or a grid search, from 0.
@@ -323,6 +335,23 @@ class SearchSpec(Config):
                 f"seeds {self.seeds} from base.seed {self.base.seed} on reach {last:,}, accepted "
                 f"is up to {MAX_SEED:,}: lower base.seed",
                 self.seeds,
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_can_differ(self, info: ValidationInfo) -> Self:
+        """Not asked of a queued search again: it may be older than this rule."""
+        if info.context == TRUSTED or not isinstance(self.algorithm, RandomSearchConfig):
+            return self
+        most, crossed = self.different_draws, combinations(self._listed)
+        if self.trials is not None and self.trials > most:
+            each = f", each with all {crossed:,} combinations of the grids" if crossed > 1 else ""
+            refuse_at(
+                ("trials",),
+                f"trials {self.trials:,} exceeds the number of different draws from this space, "
+                f"{most:,}{each}: accepted is 1 to {most:,}; write fewer, or leave it out, list "
+                "the values and write the algorithm `grid`, which tries each combination once",
+                self.trials,
             )
         return self
 

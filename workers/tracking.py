@@ -79,6 +79,8 @@ class Tracker:
         self._begun.set()
         while self._thread.is_alive() and time.monotonic() < self._deadline and not hurry():
             self._thread.join(timeout=0.25)
+        if self._thread.is_alive() and time.monotonic() < self._deadline:
+            return "incomplete: the job was stopped while its last words were sent"
         if self._thread.is_alive():
             return "incomplete: MLflow does not answer"
         return self._unsent or "complete"

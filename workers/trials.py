@@ -84,7 +84,8 @@ class Trial(_Row):
     """Its best checkpoint, below CAPS_STORAGE, as long as that is kept."""
     checkpoint_sha256: str | None = None
     checkpoint_epoch: int | None = None
-    """Completed epochs of that checkpoint: the best by accuracy, whatever the search's metric."""
+    """Completed epochs of that checkpoint."""
+    checkpoint_step: int | None = None
 
     @property
     def counts(self) -> bool:

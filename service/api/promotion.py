@@ -17,6 +17,8 @@ from workers.trials import Standing, Trial, standings
 
 LABEL = "search"
 """Label of the promoted job: the search's id."""
+BESIDE = ("name", "labels", "priority")
+"""Fields of the promotion itself, which `set` does not take."""
 
 
 class Promotion(BaseModel):
@@ -29,10 +31,11 @@ class Promotion(BaseModel):
     configuration: int | None = Field(default=None, ge=0, le=100_000)
     """The configuration to promote; the best one by default."""
     set: dict[FieldPath, JsonValue] = Field(default={}, max_length=100)
-    """Fields of the training, by path, and their values: `{"epochs": 30}`."""
+    """Fields of the training, by path, and their values: `{"epochs": 30}`; name, labels and
+    priority stand beside it."""
     name: Name | None = None
     labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=31)
-    """Added to those of the search."""
+    """Added to those of the search; the label `search` is its id."""
     priority: int | None = Field(default=None, ge=-100, le=100)
     """That of the search by default."""
 
@@ -45,8 +48,9 @@ def promoted(search: Job, trials: Sequence[Trial], promotion: Promotion) -> Trai
     """
     spec = search.spec
     assert isinstance(spec, SearchSpec)
+    _check_places(promotion)
     chosen = _chosen(search, spec, trials, promotion.configuration)
-    document = _document(spec, chosen, promotion)
+    document = apply(spec.document(), chosen.values)
     document |= {
         "name": promotion.name or f"{spec.name[:70]} configuration {chosen.configuration}",
         "description": _description(search, spec, chosen),
@@ -54,11 +58,39 @@ def promoted(search: Job, trials: Sequence[Trial], promotion: Promotion) -> Trai
         "labels": {**spec.base.labels, **spec.labels, **promotion.labels, LABEL: search.id},
         "priority": spec.priority if promotion.priority is None else promotion.priority,
     }
+    document = _changed(document, promotion)
     try:
         return TrainSpec.model_validate_json(json.dumps(document))
     except ValidationError as error:
         fields = [_at_its_path(field, promotion) for field in explain(error, document)]
         raise invalid_spec(fields, error.error_count()) from None
+
+
+def _check_places(promotion: Promotion) -> None:
+    """Refuse what would be lost: the promotion has fields of its own for it, or the service."""
+    wrong = []
+    for path, value in promotion.set.items():
+        name = path.partition(".")[0]
+        if name in BESIDE:
+            wrong.append(
+                FieldError(
+                    f"/set/{path}",
+                    f"{name!r} is no setting of the training",
+                    scalar(value),
+                    hint=f"give `{name}` beside `set`, as a field of the promotion itself",
+                )
+            )
+    if LABEL in promotion.labels:
+        wrong.append(
+            FieldError(
+                f"/labels/{LABEL}",
+                "the service sets this label, to the id of the search",
+                promotion.labels[LABEL],
+                hint="leave it out, or take another name for the label",
+            )
+        )
+    if wrong:
+        raise invalid_spec(wrong, len(wrong))
 
 
 def _chosen(search: Job, spec: SearchSpec, trials: Sequence[Trial], number: int | None) -> Standing:
@@ -76,8 +108,7 @@ def _chosen(search: Job, spec: SearchSpec, trials: Sequence[Trial], number: int 
     raise invalid_spec([unknown], 1)
 
 
-def _document(spec: SearchSpec, chosen: Standing, promotion: Promotion) -> dict[str, Any]:
-    document = apply(spec.document(), chosen.values)
+def _changed(document: dict[str, Any], promotion: Promotion) -> dict[str, Any]:
     for path, value in sorted(promotion.set.items(), key=lambda item: item[0].count(".")):
         try:
             document = apply(document, {path: value})
@@ -90,8 +121,10 @@ def _document(spec: SearchSpec, chosen: Standing, promotion: Promotion) -> dict[
 def _description(search: Job, spec: SearchSpec, chosen: Standing) -> str:
     score = "without a score"
     if chosen.mean is not None:
+        count = len(chosen.scored)
+        seeds = "1 seed" if count == 1 else f"{count} seeds"
         deviation = "" if chosen.deviation is None else f" ± {chosen.deviation:.2g}"
-        score = f"{spec.metric} {chosen.mean:.6g}{deviation} over {len(chosen.scored)} seeds"
+        score = f"{spec.metric} {chosen.mean:.6g}{deviation} over {seeds}"
     values = ", ".join(f"`{path}` = {json.dumps(value)}" for path, value in chosen.values.items())
     text = (
         f"Configuration {chosen.configuration} of search `{search.id}` ({spec.name}): {score}. "

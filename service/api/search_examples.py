@@ -149,6 +149,7 @@ TRIAL: dict[str, Any] = {
     "checkpoint": "jobs/6ak4ztb3v1xk/trials/00004/1/checkpoints/best.pt",
     "checkpoint_sha256": "0f343b0931126a20f133d67c2b018a3b5d1b8a1e3c4f5a6b7c8d9e0f1a2b3c4d",
     "checkpoint_epoch": 8,
+    "checkpoint_step": 904,
     "mlflow": {
         "experiment_id": "1",
         "run_id": "19e5b7a2c3d44f7f8a6b5c4d3e2f1a09",

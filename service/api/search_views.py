@@ -112,7 +112,8 @@ class TrialView(View):
     """Its best checkpoint, below CAPS_STORAGE, as long as that is kept."""
     checkpoint_sha256: str | None = None
     checkpoint_epoch: int | None = None
-    """Completed epochs of that checkpoint: the best by accuracy, whatever the search's metric."""
+    """Completed epochs of that checkpoint."""
+    checkpoint_step: int | None = None
     mlflow: MlflowView | None = None
     links: TrialLinks
 

@@ -101,7 +101,9 @@ def _board(search: SearchView, configurations: list[ConfigurationView]) -> Group
     share = search.counts.ended / max(1, search.counts.total)
     row = Table.grid(padding=(0, 1))
     row.add_row(Text(search.phase), ProgressBar(1.0, share, width=40), Text(_elapsed(search)))
-    return Group(row, Text(_state(search)), table(configurations))
+    # Said here, since the console itself wraps nothing: what is wider would be cut off.
+    state = Text(_state(search), no_wrap=False, overflow="fold")
+    return Group(row, state, table(configurations))
 
 
 def _line_printer() -> Callable[[SearchView], None]:

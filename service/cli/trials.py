@@ -16,6 +16,8 @@ from service.client import CapsClient
 from workers.trials import TrialState
 
 SearchArgument = Annotated[str, typer.Argument(metavar="SEARCH", help="A search's id.")]
+LONGEST_REASON = 80
+"""Characters of a failed trial's reason; `-o json` has all of them."""
 
 
 def register(app: typer.Typer) -> None:
@@ -103,6 +105,10 @@ def promote(
             tell_next((f"watch {job.id}", "its progress"))
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+
+
 def _table(found: list[TrialView]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     headings = ("TRIAL", "CONFIG", "SEED", "STATE", "SCORE", "EPOCH", "TIME", "VALUES", "REASON")
@@ -120,6 +126,6 @@ def _table(found: list[TrialView]) -> Table:
             f"{trial.epoch}/{trial.epochs}",
             "-" if trial.duration_s is None else duration(trial.duration_s),
             values(trial.values),
-            why[:80],
+            _shortened(why),
         )
     return table

@@ -102,7 +102,7 @@ def save_best(storage: Path, number: int, attempt: int = 1, sha256: str = "abc")
     folder = trial_folder(storage, "s1", number, attempt).checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "best.pt").write_bytes(b"weights")
-    (folder / "best.pt.json").write_text(json.dumps({"sha256": sha256, "epoch": 2}))
+    (folder / "best.pt.json").write_text(json.dumps({"sha256": sha256, "epoch": 2, "step": 72}))
     return folder / "best.pt"
 
 

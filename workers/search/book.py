@@ -5,12 +5,15 @@ gone on with from the book and from the trials' folders.
 """
 
 import json
+import logging
 import math
 import shutil
 import threading
 import time
 from collections import Counter
 from typing import Any
+
+from pydantic import ValidationError
 
 from workers.attempt import AttemptFolder, Reason, Result, TrialCounts
 from workers.search_specs import SearchSpec
@@ -36,6 +39,8 @@ OUTCOMES = {
     "paused": TrialState.WAITING,
     "interrupted": TrialState.WAITING,
 }
+logger = logging.getLogger(__name__)
+
 FELL = (TrialState.FAILED, TrialState.CANCELLED)
 """What a retry runs again."""
 
@@ -66,7 +71,7 @@ class SearchBook:
         for trial in known.trials.values():
             void = trial.state in FELL and 0 < retry_through >= trial.attempt
             if void or not trial.state.ended:
-                known.add_trial(_to_go_on_with(trial))
+                known.add_trial(_to_go_on_with(trial, afresh=void))
         self._writer = TrialWriter(trials_file(folder), known)
         self._catch_up()
 
@@ -140,6 +145,8 @@ class SearchBook:
                 state=TrialState.RUNNING,
                 attempt=self.attempt,
                 started_at=trial.started_at or time.time(),
+                reason=None,
+                evidence="",
             )
 
     def report(self, report: Report) -> None:
@@ -151,7 +158,7 @@ class SearchBook:
             self._writer.report(report)
             changes: dict[str, Any] = {"epoch": report.epoch, "metrics": report.metrics}
             score = report.metrics.get(self.spec.metric)
-            if score is not None and self._beats(score, trial.score):
+            if score is not None and (trial.score is None or self.spec.beats(score, trial.score)):
                 changes |= {"score": score, "score_epoch": report.epoch}
             self.update(report.number, **changes)
 
@@ -166,7 +173,7 @@ class SearchBook:
             trial = self._writer.table.trials[number]
             if trial.state.ended:
                 return trial
-            result = self.folder(number).read_result()
+            result = _result_of(self.folder(number))
             return self.update(number, **self._ending(trial, result, lost))
 
     def cancel_rest(self) -> None:
@@ -174,9 +181,14 @@ class SearchBook:
         reason, evidence = self.cut_short or (Reason.CANCELLED, "the search has ended")
         with self._lock:
             for number, trial in list(self._writer.table.trials.items()):
-                if not trial.state.ended:
-                    changes = {"state": TrialState.CANCELLED, "ended_at": time.time()}
-                    self.update(number, **changes, reason=reason, evidence=evidence)
+                if trial.state.ended:
+                    continue
+                ended = {"ended_at": time.time()}
+                if trial.reason is not None:  # it was to be retried, and has not run again
+                    self.update(number, state=TrialState.FAILED, **ended)
+                    continue
+                cancelled = {"state": TrialState.CANCELLED, "reason": reason}
+                self.update(number, **cancelled, evidence=evidence, **ended)
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of configurations that can't be among the best any more."""
@@ -188,8 +200,8 @@ class SearchBook:
                     continue
                 for folder in [self.folder(trial.number), *self.folder(trial.number).earlier()]:
                     shutil.rmtree(folder.checkpoints, ignore_errors=True)
-                gone = dict.fromkeys(("checkpoint", "checkpoint_sha256", "checkpoint_epoch"))
-                self.update(trial.number, **gone)
+                gone = ("", "_sha256", "_epoch", "_step")
+                self.update(trial.number, **{f"checkpoint{name}": None for name in gone})
 
     def close(self) -> None:
         """Close the file."""
@@ -203,18 +215,13 @@ class SearchBook:
             folder = self.folder(number)
             for report in all_reports(folder):
                 self.report(report)
-            result = next((earlier.read_result() for earlier in folder.earlier()), None)
+            result = next((_result_of(earlier) for earlier in folder.earlier()), None)
             if result is not None and result.outcome == "succeeded":
                 self.update(number, **self._ending(trial, result, lost=False))
 
     def _complete(self, standing: Standing) -> bool:
         ended = sum(trial.state.ended for trial in standing.trials)
         return ended == self.spec.seeds
-
-    def _beats(self, score: float, other: float | None) -> bool:
-        if other is None:
-            return True
-        return score > other if self.spec.mode == "max" else score < other
 
     def _ending(self, trial: Trial, result: Result | None, lost: bool) -> dict[str, Any]:
         ended: dict[str, Any] = {"ended_at": time.time()}
@@ -227,8 +234,8 @@ class SearchBook:
                 ended["ended_at"] = None
             return ended | self._best_checkpoint(trial.number)
         if lost:
-            times = f"{trial.losses + 1} time{'s' if trial.losses else ''}"
-            evidence = f"its process died {times}, in epoch {trial.epoch + 1} at last"
+            times = f"{trial.losses + 1} times, the last time " if trial.losses else ""
+            evidence = f"its process died {times}in epoch {trial.epoch + 1}"
             return ended | {
                 "state": TrialState.FAILED,
                 "reason": Reason.WORKER_LOST,
@@ -248,14 +255,20 @@ class SearchBook:
             path = folder.checkpoints / "best.pt"
             try:
                 beside = json.loads(path.with_name("best.pt.json").read_bytes())
-                facts = {
-                    "checkpoint_sha256": beside["sha256"],
-                    "checkpoint_epoch": beside["epoch"],
-                }
+                facts = {f"checkpoint_{name}": beside[name] for name in ("sha256", "epoch", "step")}
             except (OSError, ValueError, KeyError):
                 continue
             return {"checkpoint": folder.relative(path), **facts}
         return {}
+
+
+def _result_of(folder: AttemptFolder) -> Result | None:
+    """What a trial left; nothing where that can't be read."""
+    try:
+        return folder.read_result()
+    except ValidationError:
+        logger.warning("%s has no readable result", folder.relative(folder.path), exc_info=True)
+        return None
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -263,7 +276,14 @@ def finite(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _to_go_on_with(trial: Trial) -> Trial:
-    """As it is before it runs (again); its scores so far stay."""
-    changes: dict[str, Any] = {"state": TrialState.WAITING, "reason": None, "evidence": ""}
-    return trial.model_copy(update=changes | {"ended_at": None, "shipped": False})
+def _to_go_on_with(trial: Trial, afresh: bool) -> Trial:
+    """As it is before it runs (again); its scores so far stay.
+
+    Why it failed stays too, until it runs again; what was cut off has no such reason.
+    """
+    changes: dict[str, Any] = {"state": TrialState.WAITING, "ended_at": None, "shipped": False}
+    if trial.state is not TrialState.FAILED:
+        changes |= {"reason": None, "evidence": ""}
+    if afresh:
+        changes["started_at"] = None
+    return trial.model_copy(update=changes)

@@ -16,7 +16,7 @@ from workers.cluster import ClusterLostError, bundle, connected
 from workers.search.algorithms import Algorithm
 from workers.search.book import SearchBook
 from workers.search.children import ChildRuns
-from workers.search.ending import present_best
+from workers.search.ending import present
 from workers.search.pulse import Pulse
 from workers.search_specs import ALGORITHMS, SCHEDULERS, SearchSpec
 from workers.specs import ResourcesConfig
@@ -68,9 +68,9 @@ def search(folder: AttemptFolder, attempt: SearchAttempt, stop: StopSignal) -> R
             course = SearchCourse(folder, attempt, book, stop)
             course.run()
             result = course.verdict()
-            if result.outcome in ("succeeded", "failed"):
+            if result.outcome in ("succeeded", "failed", "cancelled"):
                 pulse.phase = "finishing"
-                present_best(folder, attempt, book, tracker)
+                present(folder, attempt, book, tracker, stop)
             status = STATUS.get(result.outcome, "")
             if result.outcome == "succeeded":
                 patience = PATIENCE_DONE_S
@@ -99,7 +99,9 @@ class SearchCourse:
         self._stop = stop
         self._asked: set[int] = set()
         """Trials that were asked to leave."""
-        spent = sum(_active_s(earlier) for earlier in folder.earlier())
+        # A retry has the whole budget again.
+        since = [f for f in folder.earlier() if int(f.path.name) > attempt.retry_through]
+        spent = sum(_active_s(earlier) for earlier in since)
         limit = attempt.spec.budget.max_runtime_s
         self._over_at = None if limit is None else time.monotonic() + max(0.0, limit - spent)
 
@@ -155,17 +157,15 @@ class SearchCourse:
     def verdict(self) -> Result:
         """What became of the search."""
         cause = self._stop.cause()
-        counts = self._book.counts()
-        words = f"{counts.ended} of {counts.total} trials ended"
         if cause == "pause":
-            return Result(outcome="paused", reason=Reason.PAUSED, evidence=words)
-        if cause == "cancel":
-            self._book.cancel_rest()
-            return Result(outcome="cancelled", reason=Reason.CANCELLED, evidence=words)
-        if cause is not None:
-            return Result(outcome="interrupted", reason=Reason.INTERRUPTED, evidence=words)
+            return Result(outcome="paused", reason=Reason.PAUSED, evidence=self._words())
+        if cause not in (None, "cancel"):
+            return Result(outcome="interrupted", reason=Reason.INTERRUPTED, evidence=self._words())
         self._book.cancel_rest()
-        failures = self._failures()
+        words = self._words()
+        if cause == "cancel":
+            return Result(outcome="cancelled", reason=Reason.CANCELLED, evidence=words)
+        counts, failures = self._book.counts(), self._failures()
         best = next(iter(self._book.standings()), None)
         unscored = best is None or best.mean is None
         cut = self._book.cut_short
@@ -186,7 +186,7 @@ class SearchCourse:
                 path=trial.checkpoint,
                 sha256=trial.checkpoint_sha256,
                 epoch=trial.checkpoint_epoch or trial.epoch,
-                step=0,
+                step=trial.checkpoint_step or 0,
             )
         deviation = "" if best.deviation is None else f" ± {best.deviation:.4f}"
         short = f"; {cut[1]}" if cut else ""
@@ -228,6 +228,14 @@ class SearchCourse:
                 f"more than budget.max_failures = {budget.max_failures} trials failed",
             )
         return None
+
+    def _words(self) -> str:
+        """How many trials ended, and how many of them not well."""
+        counts = self._book.counts()
+        badly = [("failed", counts.failed), ("cancelled", counts.cancelled)]
+        told = "".join(f", {number} {name}" for name, number in badly if number)
+        by_themselves = counts.ended - counts.cancelled
+        return f"{by_themselves} of {counts.total} trials ended{told}"
 
     def _failures(self) -> int:
         return self._book.counts().failed

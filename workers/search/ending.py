@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from workers.attempt import AttemptFolder, SearchAttempt
 from workers.search.book import SearchBook
 from workers.search_specs import SearchSpec
 from workers.specs import ResourcesConfig
+from workers.stop import StopFlag
 from workers.tracking import Call, Tracker
 from workers.trials import Standing, Trial
 
@@ -25,10 +27,17 @@ REPORT = "report"
 """Folder of the parent run's artifacts that holds tables and plots."""
 
 
-def present_best(
-    folder: AttemptFolder, attempt: SearchAttempt, book: SearchBook, tracker: Tracker
+def present(
+    folder: AttemptFolder,
+    attempt: SearchAttempt,
+    book: SearchBook,
+    tracker: Tracker,
+    stop: StopFlag,
 ) -> None:
-    """Make and send everything that tells of the search; what fails is logged and left out."""
+    """Make and send everything that tells of the search; what fails is logged and left out.
+
+    Once the search is to stop, only what takes a second or two.
+    """
     spec, table = attempt.spec, book.table()
     best = [standing for standing in book.standings() if standing.mean is not None]
     chosen = [
@@ -36,7 +45,7 @@ def present_best(
         for standing in best[: spec.keep_top]
         if (trial := standing.best(spec.mode)) is not None and trial.checkpoint is not None
     ]
-    shown = _show(attempt, chosen)
+    shown = _show(attempt, chosen, stop)
     where = folder.artifacts
     where.mkdir(parents=True, exist_ok=True)
     try:
@@ -45,7 +54,7 @@ def present_best(
         logger.exception("the best trials were not compared")
     from workers.search.report import make_reports, summary
 
-    make_reports(spec, table, where)
+    make_reports(spec, table, where, interactive=not stop.cause())
     files = sorted(path for path in where.iterdir() if path.is_file())
     tracker.submit("reports", _log_reports(files))
     tracker.submit("table of trials", _log_table("trials.json"))
@@ -55,19 +64,25 @@ def present_best(
 
 
 def _show(
-    attempt: SearchAttempt, chosen: Sequence[tuple[Standing, Trial]]
+    attempt: SearchAttempt, chosen: Sequence[tuple[Standing, Trial]], stop: StopFlag
 ) -> list[tuple[Standing, Trial]]:
     """Have the cluster draw what the best trials see; those of which that worked."""
     import ray
 
+    if stop.cause():
+        return []
     task = ray.remote(**_options(attempt.spec.resources))(_show_one)
     waiting = [
         task.remote(attempt.job, attempt.attempt, trial.model_dump_json()) for _, trial in chosen
     ]
+    patience = time.monotonic() + SHOW_TIMEOUT_S
+    pending = waiting
+    while pending and not stop.cause() and time.monotonic() < patience:
+        _, pending = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)
     shown = []
     for pair, reference in zip(chosen, waiting, strict=True):
         try:
-            ray.get(reference, timeout=SHOW_TIMEOUT_S)
+            ray.get(reference, timeout=0)
         except Exception:
             logger.exception("trial %d is not shown", pair[1].number)
             continue

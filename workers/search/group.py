@@ -11,7 +11,7 @@ from typing import Any
 from workers.attempt import AttemptFolder, Reason, Result, SearchAttempt
 from workers.course import Course, Setting, prepare_device
 from workers.search.trainable import Tell, TrialOrder, WorkersLostError
-from workers.search.trial import SpooledTelemetry, told, train_alone, trial_spec
+from workers.search.trial import Diary, SpooledTelemetry, told, train_alone, trial_spec
 from workers.specs import TrainSpec
 from workers.stop import StopFlag
 from workers.together import run_workers, worker
@@ -32,10 +32,14 @@ def train_group(
         The result, and the last epoch's report, which is still to be told.
     """
     results: list[Result] = []
+    errors: list[Exception] = []
     orders = {"order": order.model_dump_json(), "storage": str(folder.storage)}
 
     def run() -> None:
-        results.append(run_workers(work, orders, folder, spec.resources))
+        try:
+            results.append(run_workers(work, orders, folder, spec.resources))
+        except Exception as error:
+            errors.append(error)
 
     thread = threading.Thread(target=run, name="workers", daemon=True)
     thread.start()
@@ -48,9 +52,8 @@ def train_group(
         folder.request_leave()
         thread.join(LEAVE_S)
         raise
-    if not results:
-        lost = Result(outcome="failed", reason=Reason.WORKER_LOST, evidence="Ray Train gave up")
-        return lost, None
+    if errors:
+        raise errors[0]
     result = results[0]
     if result.reason is Reason.WORKER_LOST:
         # Tune starts a trial again whose process dies, up to budget.max_losses.
@@ -80,7 +83,8 @@ def work(orders: dict[str, Any]) -> None:
             rank=rank,
         )
         if rank == 0:
-            result, _ = train_alone(setting, order.number, tell=lambda report: None)
+            diary = Diary(folder, order.number, attempt.spec)
+            result, _ = train_alone(setting, diary, tell=lambda report: None)
             folder.write_outcome(0, result)
         else:
             follow(setting)

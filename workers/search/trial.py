@@ -31,6 +31,7 @@ from workers.failures import classify
 from workers.reporter import epoch_metrics
 from workers.search.book import finite
 from workers.search.trainable import EPOCH, Tell, TrialOrder, WorkersLostError
+from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
 from workers.spool import Spool
 from workers.stop import StopFlag
@@ -58,7 +59,8 @@ def perform(order: TrialOrder, storage: Path, tell: Tell) -> None:
             setting = Setting(
                 folder, spec, device, SpooledTelemetry(folder), stop, attempt.init_checkpoint
             )
-            result, last = train_alone(setting, order.number, tell)
+            diary = Diary(folder, order.number, attempt.spec)
+            result, last = train_alone(setting, diary, tell)
     except SystemExit:  # how Tune ends a trial at a report
         logger.info("ended by the search's scheduler")
         raise
@@ -79,22 +81,21 @@ def perform(order: TrialOrder, storage: Path, tell: Tell) -> None:
         tell(told(last) | {"done": True})
 
 
-def train_alone(setting: Setting, number: int, tell: Tell) -> tuple[Result, Report | None]:
+def train_alone(setting: Setting, diary: "Diary", tell: Tell) -> tuple[Result, Report | None]:
     """Train in this process, or as the first worker of several.
 
     Args:
         setting: What the training finds around it.
-        number: The trial's.
+        diary: The trial's; closed at the end.
         tell: Hears of every epoch.
 
     Returns:
         The result, and the last epoch's report, which is still to be told.
     """
-    diary = Diary(setting.folder, number)
     voice = Voice(diary, tell)
     try:
         data = dataset_on(setting.device, setting.spec.dataset)
-        course = Course(setting, data, before=[diary], after=[voice])
+        course = Course(setting, data, [diary], [voice], best_step=diary.best_step)
         voice.tell_again(course.trainer)
         outcome = course.run()
     finally:
@@ -156,8 +157,16 @@ class SpooledTelemetry:
 class Diary(Callback):
     """Writes down what every epoch measured, before the checkpoint that knows the epoch."""
 
-    def __init__(self, folder: AttemptFolder, number: int) -> None:
+    def __init__(self, folder: AttemptFolder, number: int, search: SearchSpec) -> None:
+        """Open a trial's.
+
+        Args:
+            folder: The trial's, in this attempt.
+            number: The trial's.
+            search: It says which epoch is the best.
+        """
         self._number = number
+        self._search = search
         self._told = {report.epoch: report for report in all_reports(folder)}
         folder.path.mkdir(parents=True, exist_ok=True)
         self._file = reports_file(folder).open("a", buffering=1)
@@ -179,6 +188,18 @@ class Diary(Callback):
     def report(self, epoch: int) -> Report | None:
         """What was written down of an epoch."""
         return self._told.get(epoch)
+
+    def best_step(self, trainer: Trainer) -> int | None:
+        """Where the search's metric was best: the epoch of the trial's score."""
+        best: tuple[float, int] | None = None
+        for epoch in range(1, trainer.epoch + 1):
+            report = self._told.get(epoch)
+            score = None if report is None else report.metrics.get(self._search.metric)
+            if report is None or score is None:
+                continue
+            if best is None or self._search.beats(score, best[0]):
+                best = (score, report.step)
+        return None if best is None else best[1]
 
     def close(self) -> None:
         """Close the file."""

@@ -1,6 +1,7 @@
 """`capsctl search` and what follows it, against a real server."""
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from typer.testing import CliRunner, Result
 from service.cli import app
 from service.cli.leaderboard import values
 from service.queue.job import State
-from support.searches import RATES, SEARCH, start, write_trials
+from support.searches import RATES, SEARCH, start, trials, write_trials
 from workers.attempt import AttemptFolder, Progress, TrialCounts
+from workers.trials import TrialState
 
 
 @pytest.fixture
@@ -163,6 +165,40 @@ def test_the_live_board_is_drawn(capsctl: Any, api: Any, file: str) -> None:
     drawn = narrow.export_text()
     for part in ("succeeded", "8 of 10 trials ended", "0.9600 ± 0.0141", "learning_rate=0.002"):
         assert part in drawn
+
+
+def test_a_narrow_terminal_wraps_the_state_of_a_search(capsctl: Any, api: Any, file: str) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from service.cli.leaderboard import _board
+    from service.client import CapsClient
+
+    search = submitted(capsctl, file)
+    ended(api, search)
+    screen = StringIO()
+    narrow = Console(file=screen, width=60, height=40, force_terminal=True, soft_wrap=True)
+    with CapsClient(api.url) as client, Live(console=narrow, auto_refresh=False) as live:
+        board = _board(client.search(search), client.configurations(search))
+        live.update(board, refresh=True)
+    drawn = " ".join(screen.getvalue().split())
+    assert "best val/accuracy 0.9600 ± 0.0141 (learning_rate=0.002)" in drawn
+
+
+def test_a_long_reason_says_that_it_is_cut(capsctl: Any, api: Any, file: str) -> None:
+    search = submitted(capsctl, file)
+    start(api.store, search)
+    failed = next(trial for trial in trials() if trial.state is TrialState.FAILED)
+    told = [
+        failed.model_copy(update={"number": number, "evidence": evidence})
+        for number, evidence in enumerate(("x" * 200, "y" * 70))
+    ]
+    write_trials(AttemptFolder(api.settings.storage_root, search, 1), told)
+    cut, whole = sorted(
+        line.split()[-1] for line in capsctl("trials", search).stdout.splitlines()[1:]
+    )
+    assert cut == "x" * 69 + "…"
+    assert whole == "y" * 70
 
 
 def test_jobs_of_both_kinds_are_listed(capsctl: Any, api: Any, file: str) -> None:

@@ -7,9 +7,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from service import reconcile as decide
 from service import reconciler as module
@@ -19,6 +22,7 @@ from service.errors import ClusterUnavailableError, TrackingUnavailableError
 from service.queue.job import Desired, Job, State
 from service.queue.store import Store
 from service.reconciler import ReconcilerLoop
+from service.runs import MlflowRuns
 from service.settings import Settings
 from support.searches import SEARCH
 from workers.attempt import (
@@ -460,6 +464,36 @@ def test_a_run_that_cannot_be_closed_keeps_no_other_open(world: World) -> None:
     world.runs.breaks_for = broken
     world.tick()
     assert world.runs.closed == {sound: State.SUCCEEDED}
+
+
+def test_a_run_that_somebody_deleted_does_not_block_those_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it tried for ever: what MLflow refuses counts as closed."""
+    runs, ended = MlflowRuns("http://mlflow"), []
+
+    def end(run_id: str, status: str) -> None:
+        if run_id == "run-0":
+            raise MlflowException("must be in the 'active' state", INVALID_PARAMETER_VALUE)
+        ended.append((run_id, status))
+
+    client = SimpleNamespace(
+        get_run=lambda run_id: SimpleNamespace(info=SimpleNamespace(status="RUNNING")),
+        set_terminated=end,
+        set_tag=lambda run_id, key, value: None,
+    )
+    monkeypatch.setattr(runs, "_client", client)
+    monkeypatch.setattr(runs, "ping", lambda: None)
+    monkeypatch.setattr(world.runs, "close", runs.close)
+    deleted, later = world.add(), world.add()
+    world.tick()
+    for job_id in (deleted, later):
+        world.leave(job_id, "succeeded", Reason.COMPLETED)
+    world.tick()
+    assert ended == [("run-1", "FINISHED")]
+    assert world.job(deleted).run_closed
+    assert world.job(later).run_closed
+    assert world.store.unclosed() == []
 
 
 # ------------------------------------------------------------------------- init_from

@@ -5,8 +5,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+)
 
 from service.api import search_examples as examples
+from service.errors import TrackingUnavailableError
 from service.notes import describe, in_words
 from service.queue.job import AnySpec, Desired, Job, State
 from service.runs import MlflowRuns
@@ -134,10 +143,54 @@ def test_runs_that_a_killed_driver_left_open_are_closed(monkeypatch: pytest.Monk
     monkeypatch.setattr(runs, "_client", mlflow)
     monkeypatch.setattr(runs, "ping", lambda: None)
     spec = SearchSpec.model_validate_json(json.dumps(examples.SPEC))
-    runs.close(replace(a_job(spec), run_id="parent", state=State.SUCCEEDED))
+    runs.close(replace(a_job(spec), run_id="parent", experiment_id="e1", state=State.SUCCEEDED))
     assert list(mlflow.statuses.values()) == ["FINISHED", "KILLED", "KILLED"]
     assert "mlflow.parentRunId` = 'parent'" in mlflow.asked
     training = Mlflow("RUNNING")
     monkeypatch.setattr(runs, "_client", training)
     runs.close(replace(a_job(DEMO), run_id="r", state=State.SUCCEEDED))
     assert training.statuses == {0: "RUNNING"}
+
+
+class Refusing(Mlflow):
+    """Refuses to end some runs, with an error of MLflow."""
+
+    def __init__(self, *statuses: str, refused: dict[object, int]) -> None:
+        super().__init__(*statuses)
+        self.refused = refused
+
+    def get_run(self, run_id: str) -> SimpleNamespace:
+        return SimpleNamespace(info=SimpleNamespace(status="RUNNING", experiment_id="e1"))
+
+    def set_terminated(self, run_id: object, status: str) -> None:
+        if run_id in self.refused:
+            raise MlflowException("must be in the 'active' state", self.refused[run_id])
+        if run_id in self.statuses:
+            self.statuses[run_id] = status
+
+
+def closing(monkeypatch: pytest.MonkeyPatch, mlflow: Mlflow) -> None:
+    """Close a search's run with that MLflow."""
+    runs = MlflowRuns("http://mlflow")
+    monkeypatch.setattr(runs, "_client", mlflow)
+    monkeypatch.setattr(runs, "ping", lambda: None)
+    spec = SearchSpec.model_validate_json(json.dumps(examples.SPEC))
+    runs.close(replace(a_job(spec), run_id="parent", experiment_id="e1", state=State.SUCCEEDED))
+
+
+@pytest.mark.parametrize("code", [INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST])
+@pytest.mark.parametrize("deleted", ["parent", 0])
+def test_a_run_that_somebody_deleted_keeps_no_other_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int, deleted: object
+) -> None:
+    mlflow = Refusing("RUNNING", "RUNNING", refused={deleted: code})
+    closing(monkeypatch, mlflow)
+    assert mlflow.statuses == {0: "RUNNING" if deleted == 0 else "KILLED", 1: "KILLED"}
+    assert f"run {deleted} stays as it is" in caplog.text
+
+
+@pytest.mark.parametrize("code", [INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE, PERMISSION_DENIED])
+@pytest.mark.parametrize("run", ["parent", 0])
+def test_an_outage_closes_nothing(monkeypatch: pytest.MonkeyPatch, code: int, run: object) -> None:
+    with pytest.raises(TrackingUnavailableError, match="active"):
+        closing(monkeypatch, Refusing("RUNNING", refused={run: code}))

@@ -372,6 +372,26 @@ def test_a_promotion_may_choose_and_change(http: httpx.Client, api: Any) -> None
     assert spec.labels == {"k": "v", "search": search}
 
 
+def test_a_promotion_may_go_to_another_experiment(http: httpx.Client, api: Any) -> None:
+    search, _ = running(http, api)
+    wish = {"set": {"experiment": "finals", "description": "The long one."}}
+    answer = http.post(f"/v1/searches/{search}/promote", json=wish)
+    assert answer.status_code == 202, answer.text
+    spec = TrainSpec.model_validate_json(json.dumps(answer.json()["spec"]))
+    assert (spec.experiment, spec.description) == ("finals", "The long one.")
+    assert spec.labels["search"] == search
+
+
+def test_one_seed_is_not_told_as_several(http: httpx.Client, api: Any) -> None:
+    search = submit(http, seeds=1)
+    job = start(api.store, search)
+    alone = [trial for trial in trials() if trial.seed == 0]
+    write_trials(AttemptFolder(api.settings.storage_root, job.id, 1), alone)
+    wish = {"configuration": 1}
+    told = http.post(f"/v1/searches/{search}/promote", json=wish).json()["spec"]["description"]
+    assert "val/accuracy 0.97 over 1 seed." in told
+
+
 @pytest.mark.parametrize(
     ("body", "pointer", "tells"),
     [
@@ -383,6 +403,11 @@ def test_a_promotion_may_choose_and_change(http: httpx.Client, api: Any) -> None
         ({"set": {"A b": 1}}, "/set/A b", "pattern"),
         ({"config": 1}, "/config", "did you mean 'configuration'"),
         ({"priority": 1000}, "/priority", "-100 to 100"),
+        ({"set": {"name": "x"}}, "/set/name", "give `name` beside `set`"),
+        ({"set": {"labels.team": "b"}}, "/set/labels.team", "give `labels` beside `set`"),
+        ({"set": {"priority": 9}}, "/set/priority", "give `priority` beside `set`"),
+        ({"set": {"experiment": ""}}, "/set/experiment", "at least 1"),
+        ({"labels": {"search": "mine"}}, "/labels/search", "another name"),
     ],
 )
 def test_a_bad_promotion_is_refused_at_its_field(

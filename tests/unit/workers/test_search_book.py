@@ -59,9 +59,38 @@ def test_failures_are_void_up_to_the_attempt_that_is_retried(
     fail(book, 0, 0.2)
     trial = open_book(tmp_path, SPEC, attempt=2, retry_through=through).table().trials[0]
     assert trial.state == state
+    # Why it failed is known until it runs again.
+    assert trial.reason is Reason.DIVERGED
+    assert trial.evidence
     if trial.state is TrialState.WAITING:
-        assert (trial.reason, trial.evidence, trial.ended_at) == (None, "", None)
-        assert not trial.shipped
+        assert (trial.started_at, trial.ended_at, trial.shipped) == (None, None, False)
+
+
+def test_a_failure_that_did_not_run_again_stays_one(tmp_path: Path) -> None:
+    book = open_book(tmp_path, SPEC)
+    choose(book, 0, 1)
+    fail(book, 0)
+    fail(book, 1)
+    again = open_book(tmp_path, SPEC, attempt=2, retry_through=1)
+    again.start(1)
+    again.cancel_rest()
+    first, second = again.table().trials.values()
+    assert (first.state, first.reason) == (TrialState.FAILED, Reason.DIVERGED)
+    assert (second.state, second.reason) == (TrialState.CANCELLED, Reason.CANCELLED)
+    third = open_book(tmp_path, SPEC, attempt=3, retry_through=2).table().trials.values()
+    assert {trial.state for trial in third} == {TrialState.WAITING}
+
+
+def test_a_result_that_can_not_be_read_costs_no_more_than_itself(tmp_path: Path) -> None:
+    book = open_book(tmp_path, SPEC)
+    choose(book, 0)
+    run(book, 0, 0.5)
+    folder = book.folder(0)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    (folder.path / "result.json").write_text("{")
+    again = open_book(tmp_path, SPEC, attempt=2)
+    assert again.table().trials[0].state is TrialState.WAITING
+    assert book.conclude(0, lost=False).state is TrialState.PRUNED
 
 
 @pytest.mark.parametrize("reason", [Reason.TRIALS_FAILED, Reason.ERROR, Reason.BUDGET, None])
@@ -209,8 +238,8 @@ def test_a_trial_whose_process_died_too_often_has_failed(tmp_path: Path) -> None
     run(book, 1)
     trial = book.conclude(0, lost=True)
     assert (trial.state, trial.reason) == (TrialState.FAILED, Reason.WORKER_LOST)
-    assert trial.evidence == "its process died 2 times, in epoch 3 at last"
-    assert book.conclude(1, lost=True).evidence == "its process died 1 time, in epoch 1 at last"
+    assert trial.evidence == "its process died 2 times, the last time in epoch 3"
+    assert book.conclude(1, lost=True).evidence == "its process died in epoch 1"
 
 
 def test_the_first_conclusion_stays(tmp_path: Path) -> None:

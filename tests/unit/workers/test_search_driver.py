@@ -117,7 +117,8 @@ def test_more_failures_than_tolerated_fail_the_search(stage: Stage) -> None:
     result = stage.course.verdict()
     assert (result.outcome, result.reason) == ("failed", Reason.TRIALS_FAILED)
     assert result.evidence == (
-        "2 trials failed, 1 are tolerated; 3 of 3 trials ended; trial 2: loss of trial 2 is nan"
+        "2 trials failed, 1 are tolerated; 3 of 3 trials ended, 2 failed; "
+        "trial 2: loss of trial 2 is nan"
     )
 
 
@@ -146,7 +147,8 @@ def test_a_search_that_was_asked_to_leave_says_so(
     stage.stop.said = cause
     result = stage.course.verdict()
     assert (result.outcome, result.reason) == (outcome, reason)
-    assert result.evidence == "1 of 3 trials ended"
+    assert result.evidence.startswith("1 of 3 trials ended")
+    assert ("1 cancelled" in result.evidence) is (cause == "cancel")
     waiting = TrialState.CANCELLED if cause == "cancel" else TrialState.WAITING
     assert stage.states() == [TrialState.SUCCEEDED, waiting]
 
@@ -157,7 +159,9 @@ def test_a_budget_that_ran_out_leaves_what_was_found(stage: Stage) -> None:
     stage.book.cut_short = (Reason.BUDGET, "budget.max_runtime_s = 60 is over")
     result = stage.course.verdict()
     assert result.outcome == "succeeded"
-    assert result.evidence.endswith("1 of 3 trials ended; budget.max_runtime_s = 60 is over")
+    assert result.evidence.endswith(
+        "1 of 3 trials ended, 1 cancelled; budget.max_runtime_s = 60 is over"
+    )
     rest = stage.book.trial(1)
     assert rest is not None
     assert (rest.state, rest.reason) == (TrialState.CANCELLED, Reason.BUDGET)
@@ -281,7 +285,7 @@ def test_all_that_tune_tells_is_written_down(stage: Stage) -> None:
     found = stage.book.trial(0)
     assert found is not None
     assert (found.state, found.reason) == (TrialState.FAILED, Reason.WORKER_LOST)
-    assert found.evidence == "its process died 2 times, in epoch 2 at last"
+    assert found.evidence == "its process died 2 times, the last time in epoch 2"
     assert looks == [1]
 
 
@@ -344,7 +348,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "connected", connected)
     monkeypatch.setattr(module.uploads, "end", end)
     monkeypatch.setattr(module, "TUNE_ENVIRONMENT", {})
-    monkeypatch.setattr(module, "present_best", lambda *given: SILENT[0].submit("best", None))
+    monkeypatch.setattr(module, "present", lambda *given: SILENT[0].submit("best", None))
 
 
 def play(
@@ -371,7 +375,7 @@ def all_well(book: SearchBook, stop: Stop) -> None:
     [
         (all_well, "succeeded", ["FINISHED"], True),
         (lambda book, stop: None, "failed", ["FAILED"], True),
-        (lambda book, stop: setattr(stop, "said", "cancel"), "cancelled", ["KILLED"], False),
+        (lambda book, stop: setattr(stop, "said", "cancel"), "cancelled", ["KILLED"], True),
         (lambda book, stop: setattr(stop, "said", "pause"), "paused", [], False),
         (lambda book, stop: setattr(stop, "said", "signal"), "interrupted", [], False),
     ],

@@ -68,7 +68,8 @@ def test_the_points_are_the_searchs_first_configurations(points: int) -> None:
 
 
 def test_a_large_search_is_estimated_by_the_mean_of_a_sample() -> None:
-    spec = search({"epochs": between("randint", 1, 99)}, trials=8000, seeds=1)
+    space = {"epochs": between("randint", 1, 99), "batch_size": between("randint", 1, 100)}
+    spec = search(space, trials=8000, seeds=1)
     found = preview(spec)
     exact = sum(spec.configuration(number)["epochs"] for number in range(8000))
     assert found.estimated
@@ -130,11 +131,30 @@ def test_tpe_shows_random_points_and_says_so() -> None:
     ids=str,
 )
 def test_what_else_is_to_know_is_told(settings: dict[str, Any], words: list[str]) -> None:
-    spec = search({"epochs": [2, 7], "loss.m_minus": [0.1, 0.2]}, **settings)
+    spec = search({"epochs": [2, 7], "loss.m_minus": [0.1, 0.2]}, algorithm=GRID, **settings)
     notes = preview(spec).notes
     assert len(notes) == len(words)
     for note, word in zip(notes, words, strict=True):
         assert word in note
+
+
+def test_draws_that_come_again_are_counted() -> None:
+    grid = {"type": "grid", "values": [0.1, 0.2]}
+    spec = search({"epochs": [1, 2, 3, 4, 5], "loss.m_minus": grid}, trials=5)
+    every = [tuple(spec.configuration(number).values()) for number in range(10)]
+    repeats = 10 - len(set(every))
+    assert repeats > 0
+    (note,) = preview(spec).notes
+    assert note.startswith(f"{repeats} of the 10 configurations are repeats of earlier ones")
+    by_default = preview(search({"epochs": [1, 2]}))
+    assert by_default.configurations == 10
+    assert by_default.notes[0].startswith("8 of the 10 configurations are repeats")
+
+
+def test_draws_that_all_differ_are_no_matter_for_a_note() -> None:
+    assert preview(search({"loss.m_minus": between("uniform", 0.05, 0.2)})).notes == []
+    grid = {"type": "grid", "values": [2, 7]}
+    assert preview(search({"epochs": grid}, trials=1)).notes == []
 
 
 def test_a_point_that_validation_missed_is_refused_at_its_path() -> None:

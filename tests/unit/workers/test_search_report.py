@@ -51,6 +51,7 @@ TWO_BY_TWO: dict[str, Any] = {
     "model.routing.iterations": {"type": "grid", "values": [1, 3]},
     "loss.reconstruction_weight": {"type": "grid", "values": [0.0, 0.0005]},
 }
+ITERATIONS = "model.routing.iterations"
 START = 1_790_000_000.0
 
 
@@ -243,7 +244,7 @@ def test_a_grid_of_three_dimensions_is_a_long_table(tmp_path: Path) -> None:
 
 def test_trials_with_equal_values_share_a_cell() -> None:
     space = {"loss.m_minus": {"type": "choice", "values": [0.1, 0.2]}}
-    spec = search(space, trials=4)
+    spec = search(space)
     drawn = [0.1, 0.2, 0.1, 0.1]
     table = a_table(a_trial(n, {"loss.m_minus": v}, 0.9 + n / 100) for n, v in enumerate(drawn))
     first, second = grid.cells_of(Findings(spec, table))
@@ -385,6 +386,24 @@ def test_the_summary_says_what_was_found() -> None:
     assert text.startswith(f"**Best: {best}** (trials 9, 10, 11) with routing.iterations = 3,")
     assert "12 trials: 11 succeeded, 1 failed" in text
     assert "- trial 2 (routing.iterations = 1" in text
+
+
+def test_the_table_of_the_summary_counts_seeds_only_where_there_are_several() -> None:
+    def head(spec: SearchSpec, table: TrialTable) -> list[str]:
+        lines = summary(spec, table).splitlines()
+        tables = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+        assert {len(cells) for cells in tables} == {len(tables[0])}
+        return tables[0]
+
+    several = search(TWO_BY_TWO, algorithm={"type": "grid"}, seeds=3)
+    assert head(several, two_by_two(several))[:3] == ["rank", "val/accuracy (%)", "n"]
+    one = search(trials=12)
+    assert head(one, twelve(one)) == [
+        "rank", "val/accuracy (%)", "routing.iterations", "loss.reconstruction_weight",
+        "loss.m_minus", "trials",
+    ]  # fmt: skip
+    best = next(line for line in summary(one, twelve(one)).splitlines() if line.startswith("| 1 "))
+    assert best.startswith(f"| 1 | 98.00 | {value_text(draw(one, 12)[10][ITERATIONS])} | ")
 
 
 def test_the_summary_of_failures_tells_reasons_on_one_line() -> None:

@@ -412,6 +412,18 @@ MANY = {"type": "grid", "values": list(range(20, 120))}
             ("scheduler", "grace_epochs"),
             ["no trial has more than 5 epochs", "up to 4"],
         ),
+        (
+            {"epochs": [2, 5], "batch_size": between("quniform", 32, 128, q=32)},
+            {"trials": 9},
+            ("trials",),
+            ["trials 9", "different draws from this space, 8:", "accepted is 1 to 8", "`grid`"],
+        ),
+        (
+            {"epochs": {"type": "grid", "values": [2, 5]}},
+            {"trials": 2},
+            ("trials",),
+            ["1, each with all 2 combinations of the grids: accepted is 1 to 1;"],
+        ),
     ],
     ids=str,
 )
@@ -441,6 +453,9 @@ def test_a_search_that_can_not_be_is_refused(
         ({"model.routing": [{"type": "dynamic", "leaky": True}], ITERATIONS: [1, 2]}, {}),
         ({"model.decoder.hidden.0": [8, 16], "model.decoder.hidden.1": [4]}, {}),
         ({"dataset": [{"type": "multimnist"}]}, {"metric": "val/per_digit_accuracy"}),
+        ({"epochs": [2, 5], "batch_size": [32, 64]}, {"trials": 4}),
+        ({"epochs": [2, 5]}, {"trials": 3, "algorithm": {"type": "tpe"}}),
+        ({"epochs": [2, 5], "loss.m_minus": between("uniform", 0, 0.1)}, {"trials": 50}),
     ],
     ids=str,
 )
@@ -473,6 +488,7 @@ def test_steps_of_whole_numbers_are_whole_and_others_free_of_roundings() -> None
         {
             "epochs": between("quniform", 2, 8, q=2),
             "loss.m_minus": between("quniform", 0, 0.7, q=0.1),
+            "optimizer.learning_rate": between("uniform", 0.001, 0.002),
         },
         trials=100,
     )
@@ -576,6 +592,12 @@ def test_a_trusted_document_is_not_tried_again() -> None:
     assert spec.configurations == 10
     with pytest.raises(ValidationError):
         SearchSpec.model_validate_json(json.dumps(document))
+
+
+def test_a_queued_search_that_draws_too_often_is_still_read() -> None:
+    document = {"base": BASE, "space": listed({ITERATIONS: [1, 3]}), "trials": 12}
+    spec = SearchSpec.model_validate_json(json.dumps(document), context=TRUSTED)
+    assert spec.configurations == 12
 
 
 def test_the_schema_says_what_a_search_is() -> None:

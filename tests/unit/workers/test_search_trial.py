@@ -392,3 +392,20 @@ def test_a_lost_worker_is_tunes_business(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(WorkersLostError):
         trial.perform()
     assert trial.folder.read_result() is None
+
+
+@pytest.mark.parametrize("metric", ["val/accuracy", "val/total_loss", "val/reconstruction_loss"])
+@pytest.mark.parametrize("cut_at", [None, 1, 2])
+def test_the_weights_that_stay_are_those_of_the_score(
+    tmp_path: Path, metric: str, cut_at: int | None
+) -> None:
+    trial = Trial(tmp_path, make_spec(base=BASE | {"epochs": 5}, metric=metric))
+    if cut_at is not None:
+        with pytest.raises(SystemExit):
+            trial.perform(end_at(cut_at))
+        trial.attempt = 2
+    trial.perform()
+    scores = {report.epoch: report.metrics[metric] or 0.0 for report in all_reports(trial.folder)}
+    pick = max if trial.spec.mode == "max" else min
+    best = pick(sorted(scores), key=lambda epoch: scores[epoch])
+    assert trial.result().checkpoints["best"].epoch == best

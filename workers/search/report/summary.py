@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from workers.search.report.findings import Findings
-from workers.search.report.leaderboard import leaderboard
+from workers.search.report.leaderboard import SEEDS, leaderboard
+from workers.search.report.tables import Table
 from workers.search.report.words import value_text
 from workers.search_specs import SearchSpec
-from workers.trials import Trial, TrialState, TrialTable
+from workers.trials import Standing, Trial, TrialState, TrialTable
 
 TOP = 10
 FAILURES = 10
@@ -35,7 +36,7 @@ def _paragraphs(findings: Findings, rows: int) -> Iterator[str]:
     if findings.scored:
         shown = findings.scored[:rows]
         yield f"### The best {len(shown)} of {len(findings.standings)} configurations"
-        yield leaderboard(findings, shown).markdown()
+        yield _table(findings, shown).markdown()
     failed = [trial for trial in findings.trials if trial.state is TrialState.FAILED]
     if failed:
         yield "### Failed trials"
@@ -54,6 +55,15 @@ def _best(findings: Findings) -> str:
         f"**Best: {findings.spec.metric} {findings.score.whole(best.mean, best.deviation)}** "
         f"({trials} {numbers}) with {findings.values_text(best)}."
     )
+
+
+def _table(findings: Findings, shown: list[Standing]) -> Table:
+    """The leaderboard; with one seed a configuration, without the column that counts them."""
+    table = leaderboard(findings, shown)
+    if findings.spec.seeds > 1:
+        return table
+    head, *rows = ([*row[:SEEDS], *row[SEEDS + 1 :]] for row in (table.head, *table.rows))
+    return Table(head, rows, numbers=[column for column in table.numbers if column < SEEDS])
 
 
 def _failure(findings: Findings, trial: Trial) -> str:
