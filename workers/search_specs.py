@@ -339,23 +339,6 @@ class SearchSpec(Config):
         return self
 
     @model_validator(mode="after")
-    def _draws_can_differ(self, info: ValidationInfo) -> Self:
-        """Not asked of a queued search again: it may be older than this rule."""
-        if info.context == TRUSTED or not isinstance(self.algorithm, RandomSearchConfig):
-            return self
-        most, crossed = self.different_draws, combinations(self._listed)
-        if self.trials is not None and self.trials > most:
-            each = f", each with all {crossed:,} combinations of the grids" if crossed > 1 else ""
-            refuse_at(
-                ("trials",),
-                f"trials {self.trials:,} exceeds the number of different draws from this space, "
-                f"{most:,}{each}: accepted is 1 to {most:,}; write fewer, or leave it out, list "
-                "the values and write the algorithm `grid`, which tries each combination once",
-                self.trials,
-            )
-        return self
-
-    @model_validator(mode="after")
     def _every_variant_is_valid(self, info: ValidationInfo) -> Self:
         """Try the corners of the space, then the first configurations."""
         if info.context == TRUSTED:
@@ -372,6 +355,23 @@ class SearchSpec(Config):
         else:
             for number in range(CHECKED_POINTS):
                 yield draw(self.space, self.base.seed, number)
+
+    @model_validator(mode="after")
+    def _draws_can_differ(self, info: ValidationInfo) -> Self:
+        """Not asked of a queued search again: it may be older than this rule."""
+        if info.context == TRUSTED or not isinstance(self.algorithm, RandomSearchConfig):
+            return self
+        most, crossed = self.different_draws, combinations(self._listed)
+        if self.trials is not None and self.trials > most:
+            each = f", each with all {crossed:,} combinations of the grids" if crossed > 1 else ""
+            refuse_at(
+                ("trials",),
+                f"trials {self.trials:,} exceeds the number of different draws from this space, "
+                f"{most:,}{each}: accepted is 1 to {most:,}; write fewer, or leave it out, list "
+                "the values and write the algorithm `grid`, which tries each combination once",
+                self.trials,
+            )
+        return self
 
     @model_validator(mode="after")
     def _scheduler_has_something_to_end(self) -> Self:

@@ -128,6 +128,7 @@ def test_rungs_outlive_the_driver(stack: Stack) -> None:
     check_runs(stack, search, 8)
 
 
+@pytest.mark.long
 def test_a_killed_trial_goes_on_and_one_killed_again_fails(
     stack: Stack, client: CapsClient
 ) -> None:

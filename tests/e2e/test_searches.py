@@ -217,6 +217,7 @@ def test_a_cancelled_search_leaves_nothing_running(stack: Stack, client: CapsCli
     assert {t.state for t in client.trials(ended.id)} == {"CANCELLED"}
 
 
+@pytest.mark.long
 def test_a_budget_ends_a_search_well(client: CapsClient) -> None:
     document = SEARCH | {"base": BASE | {"epochs": 500}, "budget": {"max_runtime_s": 15}}
     search = client.wait_search(client.submit_search(document).id, timeout=150)

@@ -66,6 +66,7 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(
     assert len(epochs(stack, job, "val/accuracy")) == 15
 
 
+@pytest.mark.long
 def test_a_cancelled_job_takes_its_workers_along(stack: Stack, client: CapsClient) -> None:
     job = client.submit(ENDLESS | {"resources": PAIR})
     until(lambda: client.job(job.id).phase == "training", 120, "training")

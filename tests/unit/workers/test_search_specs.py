@@ -614,3 +614,10 @@ def test_the_schema_says_what_a_search_is() -> None:
     }
     assert undescribed == set()
     assert all("description" in kinds[kind.__name__] for kind in (LogUniform, Grid, AshaConfig))
+
+
+def test_a_wrong_path_is_told_before_too_many_trials() -> None:
+    space = {"model.ruting": {"type": "choice", "values": [1]}}
+    with pytest.raises(ValidationError) as refused:
+        search(space, trials=5)
+    assert refused.value.errors()[0]["loc"][:2] == ("space", "model.ruting")
