@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from service.errors import TrackingUnavailableError
 from service.notes import describe
 from service.queue.job import Job, Kind, State
-from workers.parameters import LENGTH, PER_BATCH, flatten
+from workers.parameters import PER_BATCH, flatten
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class MlflowRuns:
         tags = {**job.spec.labels, **ours}
         run = self._client.create_run(experiment, tags=tags, run_name=job.spec.name)
         run_id = str(run.info.run_id)
-        params = [Param(name, value[:LENGTH]) for name, value in flatten(job.spec)]
+        params = [Param(name, value) for name, value in flatten(job.spec)]
         for start in range(0, len(params), PER_BATCH):
             self._client.log_batch(run_id, params=params[start : start + PER_BATCH])
         return run_id

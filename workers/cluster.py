@@ -11,7 +11,6 @@ from workers.stop import StopSignal
 ENVIRONMENT = {
     # Messages of Ray's own that say nothing to whoever reads the job's log.
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 

@@ -5,6 +5,7 @@ know the same configurations.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from random import Random
@@ -29,18 +30,18 @@ MAX_STEPS = 1_000_000
 """Most multiples of q in a range."""
 
 
-class Dimension(Config):
+class Dimension(Config, ABC):
     """Base of what a field may take."""
 
     type: str
 
+    @abstractmethod
     def corners(self) -> Sequence[Any]:
         """The extreme values, or all of a list: what must be valid wherever the search goes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, chance: Random) -> Any:
         """A value as the searchers draw it."""
-        raise NotImplementedError
 
     @property
     def size(self) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from workers.attempt import AttemptFolder, Reason, Result, SearchAttempt
 from workers.course import Course, Setting, prepare_device
 from workers.search.trainable import Tell, TrialOrder, WorkersLostError
-from workers.search.trial import Diary, SpooledTelemetry, told, train_alone, trial_spec
+from workers.search.trial import Diary, SpooledTelemetry, dataset_on, told, train_alone, trial_spec
 from workers.specs import TrainSpec
 from workers.stop import StopFlag
 from workers.together import run_workers, worker
@@ -87,14 +87,7 @@ def work(orders: dict[str, Any]) -> None:
             result, _ = train_alone(setting, diary, tell=lambda report: None)
             folder.write_outcome(0, result)
         else:
-            follow(setting)
-
-
-def follow(setting: Setting) -> None:
-    """The part of a worker that is not the first."""
-    from workers.search.trial import dataset_on
-
-    Course(setting, dataset_on(setting.device, setting.spec.dataset)).run()
+            Course(setting, dataset_on(setting.device, spec.dataset)).run()
 
 
 def _pass_on(folder: AttemptFolder, spec: TrainSpec, passed: int, tell: Tell) -> int:
