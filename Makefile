@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCH_PYTHON ?= python3
 
-.PHONY: help setup run test test-fast test-all lint format bench bench-gpu bench-start bench-search clean
+.PHONY: help setup run test test-fast test-all chaos lint format bench bench-gpu bench-start bench-search bench-queue clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-fast: $(READY) ## Only what needs neither Ray nor MLflow
 test-all: $(READY) lint ## Everything, also what takes long
 	$(BIN)/pytest
 
+chaos: $(READY) ## Kill everything at random for about 20 minutes, and see that nothing is lost
+	PYTHONPATH=tests:. $(BIN)/python -m chaos
+
 lint: $(READY) ## Format, style, types, directions of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,6 +52,9 @@ bench-start: $(READY) ## From submit to the first training step, beside a bare T
 
 bench-search: $(READY) ## What a trial of a search costs beyond its training, and trials a minute
 	$(BIN)/python -m benchmarks.search_overhead
+
+bench-queue: $(READY) ## 100,000 queued jobs: claims, lists, submissions, memory (about 6 minutes)
+	$(BIN)/python -m benchmarks.queue
 
 clean: ## Remove .venv and all that the embedded stack wrote
 	-@[ -x $(BIN)/capsctl ] && $(BIN)/capsctl down

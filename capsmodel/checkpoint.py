@@ -1,8 +1,9 @@
 """Checkpoints: files that are whole or refused.
 
 A checkpoint `name.pt` is written under a temporary name, flushed to the disk and renamed. Beside it
-stands `name.pt.json` with its sha256, size, epoch and step, and a digest of these. Reading verifies
-both digests before PyTorch sees the bytes, and loads tensors and plain Python values only.
+stands `name.pt.json` with its sha256, size, epoch and step, whose it is, and a digest of these.
+Reading verifies both digests before PyTorch sees the bytes, and loads tensors and plain Python
+values only.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -39,9 +40,13 @@ class CheckpointInfo:
     """Completed epochs."""
     step: int
     """Completed steps."""
+    owner: str | None = None
+    """Which training it belongs to; None where nobody said so."""
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], epoch: int, step: int) -> CheckpointInfo:
+def save_checkpoint(
+    path: Path, state: dict[str, Any], epoch: int, step: int, owner: str | None = None
+) -> CheckpointInfo:
     """Write a checkpoint and its sidecar; a crash leaves the old file or the new one, never half.
 
     Args:
@@ -49,11 +54,12 @@ def save_checkpoint(path: Path, state: dict[str, Any], epoch: int, step: int) ->
         state: Tensors and plain Python values.
         epoch: Completed epochs, for the sidecar.
         step: Completed steps, for the sidecar.
+        owner: Which training it belongs to, for the sidecar.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    info = CheckpointInfo(path, hashlib.sha256(content).hexdigest(), epoch, step)
+    info = CheckpointInfo(path, hashlib.sha256(content).hexdigest(), epoch, step, owner)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_durably(path, content)
     _write_sidecar(info, len(content))
@@ -101,24 +107,30 @@ class CheckpointFolder:
 
     Files: `step-00000123.pt`, `best.pt`, after `keep` also `last.pt`, and a sidecar beside each.
     One process writes to a folder at a time; any number may read.
+
+    A folder with an owner takes no checkpoint of another one for its own. One without an owner was
+    written by an earlier release, or by the library alone, and is not refused.
     """
 
-    def __init__(self, path: Path, keep_newest: int = 2) -> None:
+    def __init__(self, path: Path, keep_newest: int = 2, owner: str | None = None) -> None:
         """Use a folder; the first checkpoint makes it.
 
         Args:
             path: The folder.
             keep_newest: Step checkpoints that stay when a new one is saved; at least 1. With 2, a
                 damaged newest one leaves another.
+            owner: Which training saves here, a job's id for instance; None asks nobody.
         """
         if keep_newest < 1:
             raise ValueError(f"keep_newest is {keep_newest}, expected at least 1")
         self.path = path
         self.keep_newest = keep_newest
+        self.owner = owner
 
     def save(self, state: dict[str, Any], epoch: int, step: int) -> CheckpointInfo:
         """Save a step checkpoint, then remove the oldest ones above `keep_newest`."""
-        info = save_checkpoint(self.path / f"step-{step:08d}.pt", state, epoch, step)
+        path = self.path / f"step-{step:08d}.pt"
+        info = save_checkpoint(path, state, epoch, step, self.owner)
         newest_first = self._step_files()
         for path in newest_first[self.keep_newest :]:
             _remove(path)
@@ -134,8 +146,9 @@ class CheckpointFolder:
         """Take over the best checkpoint of another folder, an earlier attempt's, after verifying.
 
         Raises:
-            BadCheckpointError: The file is missing or damaged.
+            BadCheckpointError: The file is missing or damaged, or another training's.
         """
+        self._check_owner(info)
         _verify(info.path, _digest(info.path), info.sha256)
         return self._take(info, BEST)
 
@@ -143,24 +156,32 @@ class CheckpointFolder:
         """The best checkpoint, verified; None where none was marked.
 
         Raises:
-            BadCheckpointError: It is damaged.
+            BadCheckpointError: It is damaged, or another training's.
         """
         path = self.path / BEST
         if not path.exists():
             return None
         try:
-            return read_info(path)
+            return self._read_own(path)
         except BadCheckpointError:
             self._mend_sidecar(path)
-            return read_info(path)
+            return self._read_own(path)
+
+    def whole_best(self) -> CheckpointInfo | None:
+        """The best checkpoint; None where none was marked, or (which is told) it is damaged."""
+        try:
+            return self.best()
+        except BadCheckpointError as error:
+            logger.warning("the best checkpoint is passed over: %s", error)
+            return None
 
     def newest_verified(self) -> tuple[CheckpointInfo | None, list[str]]:
         """The newest whole checkpoint, and what is wrong with the newer ones that were skipped."""
         problems: list[str] = []
         last = self.path / LAST
-        for path in [*self._step_files(), *([last] if last.exists() else [])]:
+        for path in [*self._steps_told_of(), *([last] if last.exists() else [])]:
             try:
-                return read_info(path), problems
+                return self._read_own(path), problems
             except BadCheckpointError as error:
                 problems.append(str(error))
         return None, problems
@@ -181,13 +202,37 @@ class CheckpointFolder:
         for path in doomed:
             _remove(path)
 
+    def _read_own(self, path: Path) -> CheckpointInfo:
+        """What is known of a checkpoint that is whole, this training's, and what its name says.
+
+        Raises:
+            BadCheckpointError: It is not.
+        """
+        info = _read_sidecar(path)
+        self._check_owner(info)
+        if path.name.startswith("step-") and _step_of(path) != info.step:
+            raise BadCheckpointError(
+                f"{path} is another checkpoint under this name: it was saved at step {info.step}"
+            )
+        _verify(path, _digest(path), info.sha256)
+        return info
+
+    def _check_owner(self, info: CheckpointInfo) -> None:
+        if None not in (self.owner, info.owner) and self.owner != info.owner:
+            raise BadCheckpointError(
+                f"{info.path} was swapped with another training's: it is {info.owner}'s, expected "
+                f"{self.owner}'s"
+            )
+
     def _step_files(self) -> list[Path]:
         """Step checkpoints, newest first."""
-        return sorted(
-            self.path.glob("step-*.pt"),
-            key=lambda path: int(path.stem.removeprefix("step-")),
-            reverse=True,
-        )
+        return sorted(self.path.glob("step-*.pt"), key=_step_of, reverse=True)
+
+    def _steps_told_of(self) -> list[Path]:
+        """The same, and those that are gone though their sidecars tell of them."""
+        sidecars = self.path.glob("step-*.pt.json")
+        told = {path.with_suffix("") for path in sidecars} | set(self._step_files())
+        return sorted(told, key=_step_of, reverse=True)
 
     def _take(self, info: CheckpointInfo, name: str) -> CheckpointInfo:
         """Give a checkpoint a second name in this folder: a hard link, or a copy."""
@@ -202,7 +247,7 @@ class CheckpointFolder:
             _flush(temporary)
         os.replace(temporary, target)
         _flush(self.path)
-        taken = CheckpointInfo(target, info.sha256, info.epoch, info.step)
+        taken = replace(info, path=target)
         _write_sidecar(taken, target.stat().st_size)
         return taken
 
@@ -215,12 +260,17 @@ class CheckpointFolder:
         for twin in self._step_files():
             try:
                 info = _read_sidecar(twin)
+                self._check_owner(info)
             except BadCheckpointError:
                 continue
             if info.sha256 == digest:
                 logger.warning("%s had the sidecar of another checkpoint; mended", path)
-                mended = CheckpointInfo(path, digest, info.epoch, info.step)
-                _write_sidecar(mended, path.stat().st_size)
+                _write_sidecar(replace(info, path=path), path.stat().st_size)
+
+
+def _step_of(path: Path) -> int:
+    """The step that a step checkpoint's name tells."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def _sidecar(path: Path) -> Path:
@@ -238,7 +288,8 @@ def _read_sidecar(path: Path) -> CheckpointInfo:
             )
         if content.pop("sidecar_sha256") != _fields_digest(content):
             raise BadCheckpointError(f"{sidecar} is damaged: its sidecar_sha256 does not fit")
-        return CheckpointInfo(path, content["sha256"], content["epoch"], content["step"])
+        named = {name: content[name] for name in ("sha256", "epoch", "step")}
+        return CheckpointInfo(path, **named, owner=content.get("owner"))
     except FileNotFoundError as error:
         raise BadCheckpointError(f"{path} has no sidecar {sidecar.name}") from error
     except BadCheckpointError:
@@ -255,6 +306,8 @@ def _write_sidecar(info: CheckpointInfo, size: int) -> None:
         "epoch": info.epoch,
         "step": info.step,
     }
+    if info.owner is not None:
+        fields["owner"] = info.owner
     content = {**fields, "sidecar_sha256": _fields_digest(fields)}
     _write_durably(_sidecar(info.path), json.dumps(content, indent=2).encode() + b"\n")
 

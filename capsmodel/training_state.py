@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+import capsmodel
 from capsmodel.config import TrainingConfig
 from capsmodel.metrics import Best
 
 if TYPE_CHECKING:
     from capsmodel.training import Trainer
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 MAY_DIFFER = {"epochs", "early_stopping"}
@@ -35,6 +39,9 @@ KEYS = (
     "rng_cuda",
 )
 """What a state consists of."""
+MADE_BY = "made_by"
+"""What took the state. It decides nothing, and states of earlier releases lack it; it tells where a
+training goes on bit for bit."""
 ADAM_SETTINGS = {"lr", "betas", "eps", "params"}
 ADAM_MEMORY = {"step", "exp_avg", "exp_avg_sq"}
 """What Adam keeps of each weight: a number and two tensors of the weight's shape."""
@@ -67,6 +74,7 @@ def take_state(trainer: "Trainer") -> dict[str, Any]:
         "epoch_means": trainer.epoch_means.state_dict(),
         "rng_cpu": torch.get_rng_state(),
         "rng_cuda": _cuda_rng_state(trainer.device),
+        MADE_BY: _maker(trainer),
     }
     copied: dict[str, Any] = _copy(state)
     return copied
@@ -75,11 +83,15 @@ def take_state(trainer: "Trainer") -> dict[str, Any]:
 def restore_state(trainer: "Trainer", state: dict[str, Any]) -> None:
     """Put a state back; nothing is changed if it does not fit.
 
+    A state holds nothing that is one rank's alone, so any number of processes may go on with it.
+    With the same number, software and kind of device they do so bit for bit.
+
     Raises:
         IncompatibleStateError: It is the state of another configuration or other data, or lacks
             something.
     """
     _check(trainer, state)
+    _tell_other_maker(state.get(MADE_BY), _maker(trainer))
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(_copy(state["optimizer"]))
     trainer.sampler.load_state_dict(state["sampler"])
@@ -102,6 +114,32 @@ def restore_weights(trainer: "Trainer", state: dict[str, Any]) -> None:
     """
     _check_weights(trainer, state)
     trainer.model.load_state_dict(state["model"])
+
+
+def _maker(trainer: "Trainer") -> dict[str, Any]:
+    return {
+        "release": capsmodel.__version__,
+        "torch": str(torch.__version__),
+        "device": trainer.device.type,
+        "processes": trainer.ranks.size,
+    }
+
+
+def _tell_other_maker(maker: Any, own: dict[str, Any]) -> None:
+    """Tell that the training goes on, but not with the bits of one that was never interrupted."""
+    if not isinstance(maker, dict):
+        return
+    different = [
+        f"{name} {maker[name]}, now {value}"
+        for name, value in own.items()
+        if maker.get(name, value) != value
+    ]
+    if different:
+        logger.warning(
+            "the state was taken elsewhere (%s): training goes on from it, but not bit for bit as "
+            "it would have there",
+            "; ".join(different),
+        )
 
 
 def _check(trainer: "Trainer", state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import gc
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
 from service.api import (
+    attempts,
     document,
     events,
     health,
@@ -21,15 +23,18 @@ from service.api import (
     logs,
     problems,
     schema,
+    search_verbs,
     searches,
     trials,
+    verbs,
 )
 from service.api.edge import Edge
 from service.api.services import Probe, Services
+from service.capacity import Capacity
 from service.cluster import RayCluster
+from service.deferred_runs import DeferredRuns
 from service.queue.store import Store
 from service.reconciler import ReconcilerLoop
-from service.runs import MlflowRuns
 from service.settings import Settings
 from service.version import package_version
 
@@ -53,6 +58,7 @@ def create_app(
     store: Store | None = None,
     probes: Mapping[str, Probe] | None = None,
     background: Background | None = None,
+    capacity: Capacity | None = None,
 ) -> FastAPI:
     """Build the service.
 
@@ -61,12 +67,14 @@ def create_app(
         store: The queue; migrated before the first request.
         probes: What /readyz asks, by name.
         background: Started and stopped with the application.
+        capacity: Knows what the cluster could never hold; asks Ray by default.
     """
     settings = settings or Settings()
     store = store or Store(settings.database)
     cluster = RayCluster(settings.ray_address, settings.ray_token)
-    runs = MlflowRuns(settings.mlflow_uri)
+    runs = DeferredRuns(settings.mlflow_uri)
     loop = background or ReconcilerLoop(store, cluster, runs, settings)
+    capacity = capacity or Capacity(cluster.nodes, elastic=settings.elastic)
     if probes is None:
         probes = {"database": store, "ray": cluster, "mlflow": runs}
 
@@ -88,8 +96,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.services = Services(store, settings, probes, loop.wake)
-    for module in (jobs, events, logs, searches, trials, schema, health):
+    app.state.services = Services(store, settings, probes, loop.wake, capacity)
+    of_jobs = (jobs, verbs, attempts, events, logs)
+    of_searches = (searches, search_verbs, trials)
+    for module in (*of_jobs, *of_searches, schema, health):
         app.include_router(module.router)
     document.complete(app)
     problems.install(app)
@@ -107,8 +117,10 @@ def main() -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    app = create_app()
+    gc.freeze()  # what lives as long as the process need not be searched for garbage
     uvicorn.run(
-        create_app(),
+        app,
         host=arguments.host,
         port=arguments.port,
         access_log=False,

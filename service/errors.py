@@ -7,20 +7,24 @@ CapsError
 │   ├── CursorInvalidError          400
 │   ├── BodyTooLargeError           413
 │   ├── MediaTypeError              415
+│   ├── KeyReusedError              422
 │   ├── ParameterInvalidError       422
 │   └── SpecInvalidError            422
 ├── JobNotFoundError                404
 │   ├── AttemptNotFoundError        404
+│   ├── JobDeletedError             410
 │   ├── SearchNotFoundError         404
 │   └── TrialNotFoundError          404
 ├── JobConflictError                409
 │   ├── JobEndedError               409
+│   ├── JobActiveError              409
 │   ├── NothingToRetryError         409
 │   ├── NoScoreError                409
 │   └── StaleJobError               409
 ├── JobUnreadableError              500
 ├── UnavailableError                503, a part of the service does not answer
 │   ├── DatabaseUnavailableError    503
+│   ├── DatabaseFullError           507
 │   ├── ClusterUnavailableError     503
 │   └── TrackingUnavailableError    503
 └── StackError                      `capsctl up` and `down`; never leaves the command line
@@ -127,6 +131,15 @@ class ParameterInvalidError(RequestError):
     title = "Invalid parameter"
 
 
+class KeyReusedError(RequestError):
+    """The Idempotency-Key came with another specification before."""
+
+    code = "idempotency-key-reused"
+    status = 422
+    title = "Idempotency-Key reused"
+    hint = "send a new key with a new specification; the same key repeats the same submission"
+
+
 class SpecInvalidError(RequestError):
     """The specification is not valid."""
 
@@ -143,6 +156,15 @@ class JobNotFoundError(CapsError):
     status = 404
     title = "Job not found"
     hint = "`capsctl jobs` or GET /v1/jobs lists the jobs"
+
+
+class JobDeletedError(JobNotFoundError):
+    """The job of this Idempotency-Key was deleted."""
+
+    code = "job-deleted"
+    status = 410
+    title = "Job deleted"
+    hint = "send a new key to run it again"
 
 
 class AttemptNotFoundError(JobNotFoundError):
@@ -183,6 +205,14 @@ class JobEndedError(JobConflictError):
     code = "job-ended"
     title = "Job has ended"
     hint = "submit a new job; `init_from` continues from this one's checkpoint"
+
+
+class JobActiveError(JobConflictError):
+    """The job has not ended yet."""
+
+    code = "job-active"
+    title = "Job has not ended"
+    hint = "cancel it first, or wait for its end"
 
 
 class NothingToRetryError(JobConflictError):
@@ -231,6 +261,15 @@ class DatabaseUnavailableError(UnavailableError):
 
     code = "database-unavailable"
     title = "Database unavailable"
+
+
+class DatabaseFullError(UnavailableError):
+    """The disk of the queue's database is full: nothing new is accepted, what is there is shown."""
+
+    code = "database-full"
+    status = 507
+    title = "Database full"
+    hint = "make room on the database's disk; jobs that run go on meanwhile"
 
 
 class ClusterUnavailableError(UnavailableError):

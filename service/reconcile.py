@@ -5,22 +5,27 @@ the control plane at any point is mended by the next look. Cancel, pause, deadli
 recovery are the same path. No I/O here; `service.reconciler` looks and applies.
 """
 
+import math
 from dataclasses import dataclass
 
 from service.cluster import RayJob, RayStatus
 from service.queue.job import Attempt, Desired, Job, State
-from workers.attempt import Reason, Result, StopKind
+from workers.attempt import Progress, Reason, Result, Resumed, StopKind, reason_of_ray
 
-STOP_GRACE_S = 10.0
+STOP_GRACE_S = 8.0
 """From the stop flag to SIGTERM: time to leave a checkpoint."""
+KILL_AFTER_S = 12.0
+"""From the stop flag to SIGKILL for all processes of the attempt; Ray's own grace is 3 s."""
 EXIT_GRACE_S = 10.0
 """From the worker's result to the end of its process."""
 CONFIRM_S = 3.0
 """Ray's word that an attempt is over, without a result, must hold for so long: FAILED can be
 false while a head fails over."""
-FORGOTTEN_S = 90.0
-"""A head that has forgotten the attempt was restarted; its drivers were seen to live 64 s. So
-long must the worker have been silent; while its heart beats, it is not lost."""
+SESSION_MARGIN_S = 5.0
+"""On top of the time for which Ray's processes live on without their head."""
+OBEYS_KILL_S = 3.0
+"""From the kill flag to the end of processes that can't be seen from here; they look for it twice
+a second."""
 MAX_LOSSES = 3
 """Lost attempts in a row, none of which left a checkpoint, make a poison job."""
 BACKOFF_S = 10.0
@@ -31,15 +36,43 @@ FINAL = (Reason.DIVERGED, Reason.DATA_MISSING, Reason.BAD_CHECKPOINT, Reason.VER
 
 
 @dataclass(frozen=True)
+class Processes:
+    """What is left of an attempt, by the processes that have said who they are."""
+
+    living: int = 0
+    """Seen to live, on the control plane's own host."""
+    gone: int = 0
+    """Seen to be gone, on the same."""
+    mains_elsewhere: int = 0
+    """On other hosts, started by Ray as the attempt's first process: Ray knows of their end."""
+    helpers_elsewhere: int = 0
+    """On other hosts, started for the first one."""
+
+    @property
+    def surely_gone(self) -> bool:
+        """Whether nothing else than what was seen gone can be left."""
+        return self.gone > 0 and not (self.living or self.mains_elsewhere or self.helpers_elsewhere)
+
+
+@dataclass(frozen=True)
 class Seen:
-    """What can be seen of a running job's attempt, from its folder and from Ray."""
+    """What can be seen of a running job's attempt, from its folder, its processes and Ray."""
 
     ray: RayJob
+    session: str | None = None
+    """The cluster's; None while it does not answer."""
+    node_dead: bool = False
+    """Ray has given up the node of the attempt's first process."""
+    processes: Processes = Processes()
     result: Result | None = None
     result_at: float | None = None
-    heartbeat: float | None = None
+    progress: Progress | None = None
+    """What the worker last told of itself."""
     has_checkpoint: bool = False
     """Whether this attempt, or a trial in it, has left a checkpoint of its own."""
+    watched_s: float = math.inf
+    """For how long this control plane has looked at all: after its start nothing is declared dead
+    before Ray has been asked twice."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +113,31 @@ class StopRay:
 
 
 @dataclass(frozen=True)
+class Kill:
+    """SIGKILL for whatever is left of the attempt, and the kill flag for what can't be seen."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class NoteGone:
     """Ray says that the attempt is over (or, if not `gone`, no longer says so): remember when."""
 
     gone: bool
+
+
+@dataclass(frozen=True)
+class NoteSession:
+    """The cluster's session is not the attempt's (or is again, if not `lost`): remember when."""
+
+    lost: bool
+
+
+@dataclass(frozen=True)
+class NoteResumed:
+    """The worker has said where it begins: tell it in the job's history."""
+
+    resumed: Resumed
 
 
 @dataclass(frozen=True)
@@ -106,7 +160,20 @@ class Requeue:
     losses: int
 
 
-Action = Nothing | Wait | Dispatch | Submit | RequestStop | StopRay | NoteGone | Finish | Requeue
+Action = (
+    Nothing
+    | Wait
+    | Dispatch
+    | Submit
+    | RequestStop
+    | StopRay
+    | Kill
+    | NoteGone
+    | NoteSession
+    | NoteResumed
+    | Finish
+    | Requeue
+)
 
 
 def reconcile_waiting(job: Job, obstacle: str, now: float) -> Action:
@@ -124,27 +191,41 @@ def reconcile_waiting(job: Job, obstacle: str, now: float) -> Action:
     return Wait(obstacle) if obstacle else Dispatch()
 
 
-def reconcile(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
-    """Decide over a RUNNING job."""
-    ray = seen.ray.status
+def reconcile(
+    job: Job, attempt: Attempt, seen: Seen, now: float, reconnect_timeout_s: float
+) -> Action:
+    """Decide over a RUNNING job.
+
+    Args:
+        job: The job.
+        attempt: Its current attempt.
+        seen: What can be seen of it.
+        now: By the clock of the attempt's times.
+        reconnect_timeout_s: For how long Ray's processes live on without their head.
+    """
     if seen.result is not None:
         return _after_result(job, attempt, seen, seen.result, now)
+    resumed = seen.progress.resumed if seen.progress else None
+    if resumed is not None and attempt.resumed_step is None:
+        return NoteResumed(resumed)
+    if _session_lost(attempt, seen):
+        return _in_a_lost_session(job, attempt, seen, now, reconnect_timeout_s)
+    if attempt.session_lost_at is not None and seen.ray.status.alive:
+        return NoteSession(lost=False)
     if attempt.submitted_at is None:
-        return _not_submitted(job, ray)
-    if ray.over or ray is RayStatus.MISSING:
-        if attempt.gone_since is None:
-            return NoteGone(gone=True)
-        last_sign = max(seen.heartbeat or 0.0, attempt.submitted_at)
-        if ray is RayStatus.MISSING and now - last_sign < FORGOTTEN_S:
-            return _while_running(job, attempt, ray, now)
-        confirmed = now - attempt.gone_since >= CONFIRM_S
-        if not confirmed:
-            return Nothing()
-        said = _first_words(seen.ray.message) or f"Ray says {ray}, and the worker left no result"
-        return _after_loss(job, attempt, seen, Reason.WORKER_LOST, said)
-    if attempt.gone_since is not None and ray.alive:
+        return _not_submitted(job, seen.ray.status)
+    lost = seen.ray.status.over or seen.ray.status is RayStatus.MISSING or seen.node_dead
+    if lost or seen.processes.surely_gone:
+        return _gone(job, attempt, seen, now)
+    if attempt.gone_since is not None:  # alive, or nobody can say: Ray's word did not hold
         return NoteGone(gone=False)
-    return _while_running(job, attempt, ray, now)
+    return _while_running(job, attempt, seen, now)
+
+
+def _session_lost(attempt: Attempt, seen: Seen) -> bool:
+    """Whether the head that knew the attempt is no more."""
+    known = attempt.session is not None and seen.session is not None
+    return known and seen.session != attempt.session and not seen.ray.status.alive
 
 
 def _not_submitted(job: Job, ray: RayStatus) -> Action:
@@ -155,7 +236,51 @@ def _not_submitted(job: Job, ray: RayStatus) -> Action:
     return Submit()
 
 
-def _while_running(job: Job, attempt: Attempt, ray: RayStatus, now: float) -> Action:
+def _in_a_lost_session(
+    job: Job, attempt: Attempt, seen: Seen, now: float, reconnect_timeout_s: float
+) -> Action:
+    """Its processes end by themselves once Ray's have given the head up, and nobody is asked."""
+    if attempt.session_lost_at is None:
+        return NoteSession(lost=True)
+    left = seen.processes
+    elsewhere = left.mains_elsewhere or left.helpers_elsewhere
+    if left.living or (elsewhere and attempt.killed_at is None):
+        return Kill("the Ray head was restarted and knows the attempt no more")
+    died_out = now - attempt.session_lost_at >= reconnect_timeout_s + SESSION_MARGIN_S
+    if not (left.surely_gone or died_out):
+        return Nothing()
+    evidence = "the Ray head was restarted, and the worker left no result"
+    return _after_loss(job, attempt, seen, Reason.NODE_LOST, evidence)
+
+
+def _gone(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
+    """The attempt is over, by Ray or by what is seen; the worker has left no result."""
+    if attempt.gone_since is None:
+        return NoteGone(gone=True)
+    confirmed = min(now - attempt.gone_since, seen.watched_s) >= CONFIRM_S
+    both_say_so = seen.processes.surely_gone and not seen.ray.status.alive
+    if not (confirmed or both_say_so):
+        return Nothing()
+    if (left := _clear(attempt, seen, now)) is not None:
+        return left
+    if seen.node_dead:
+        return _after_loss(job, attempt, seen, Reason.NODE_LOST, "Ray has given the node up")
+    said = _first_words(seen.ray.message)
+    said = said or f"Ray says {seen.ray.status}, and the worker left no result"
+    return _after_loss(job, attempt, seen, reason_of_ray(seen.ray.message), said)
+
+
+def _clear(attempt: Attempt, seen: Seen, now: float) -> Action | None:
+    """What is to be done until nothing of an attempt that is over can be left; None if so."""
+    left = seen.processes
+    if left.living or (left.helpers_elsewhere and attempt.killed_at is None):
+        return Kill("the attempt is over, and this was left of it")
+    if left.helpers_elsewhere and now - (attempt.killed_at or now) < OBEYS_KILL_S:
+        return Nothing()
+    return None
+
+
+def _while_running(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
     if attempt.stop_requested_at is None:
         if job.desired is Desired.CANCEL:
             return RequestStop("cancel", Reason.CANCELLED)
@@ -167,16 +292,29 @@ def _while_running(job: Job, attempt: Attempt, ray: RayStatus, now: float) -> Ac
         return Nothing()
     if attempt.stop_reason is Reason.PAUSED and job.desired is Desired.CANCEL:
         return RequestStop("cancel", Reason.CANCELLED)
-    if ray.alive and now - attempt.stop_requested_at > STOP_GRACE_S:
+    return _insist(attempt, seen, now - attempt.stop_requested_at)
+
+
+def _insist(attempt: Attempt, seen: Seen, waited_s: float) -> Action:
+    """The attempt was asked to leave so long ago."""
+    if waited_s > KILL_AFTER_S and (seen.processes.living or attempt.killed_at is None):
+        return Kill(f"no answer to the stop flag for {KILL_AFTER_S:.0f} s")
+    if seen.ray.status.alive and waited_s > STOP_GRACE_S:
         return StopRay(f"no answer to the stop flag for {STOP_GRACE_S:.0f} s")
     return Nothing()
 
 
 def _after_result(job: Job, attempt: Attempt, seen: Seen, result: Result, now: float) -> Action:
-    if seen.ray.status.alive:
-        if now - (seen.result_at or now) > EXIT_GRACE_S:
-            return StopRay("the result is written, but the process stays")
+    waited_s = now - (seen.result_at or now)
+    if waited_s <= EXIT_GRACE_S and _may_linger(seen):
         return Nothing()
+    if seen.ray.status.alive and not seen.processes.surely_gone:
+        if seen.processes.living and waited_s > 2 * EXIT_GRACE_S:
+            return Kill("the result is written, but the process stays")
+        return StopRay("the result is written, but the process stays")
+    orderly = result.outcome == "succeeded" and not seen.processes.living
+    if not orderly and (left := _clear(attempt, seen, now)) is not None:
+        return left
     if result.outcome == "succeeded":
         return Finish(State.SUCCEEDED, Reason.COMPLETED, result.evidence)
     if result.outcome == "cancelled":
@@ -190,6 +328,12 @@ def _after_result(job: Job, attempt: Attempt, seen: Seen, result: Result, now: f
     if result.outcome == "interrupted":
         return _after_loss(job, attempt, seen, result.reason, result.evidence)
     return _after_error(job, result)
+
+
+def _may_linger(seen: Seen) -> bool:
+    """Whether a process that has written its result may be about to end."""
+    unknown = seen.ray.status.alive or seen.ray.status is RayStatus.UNREACHABLE
+    return bool(seen.processes.living) or (unknown and not seen.processes.surely_gone)
 
 
 def _after_error(job: Job, result: Result) -> Action:
@@ -208,6 +352,8 @@ def _after_loss(job: Job, attempt: Attempt, seen: Seen, reason: Reason, evidence
         return Finish(State.CANCELLED, Reason.CANCELLED, evidence)
     if job.desired is Desired.PAUSE:
         return Finish(State.PAUSED, Reason.PAUSED, evidence)
+    if _session_lost(attempt, seen):  # the head's death is nobody's fault
+        return Requeue(reason, evidence, 0.0, job.errors, job.losses)
     losses = 1 if seen.has_checkpoint else job.losses + 1
     if losses >= MAX_LOSSES:
         return Finish(

@@ -1,23 +1,21 @@
 """The control plane's MLflow calls: it makes each job's run, and closes it when all is over."""
 
 import logging
-import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Read by mlflow at import: a dead server must cost seconds, not the default of minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-import httpx
-from mlflow import MlflowClient
 from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 
+from service.deferred_runs import ping
 from service.errors import TrackingUnavailableError
 from service.notes import describe
 from service.queue.job import Job, Kind, State
+from service.shipping import Shipping, completeness
+from service.tracking_client import TrackingClient
+from workers.attempt import AttemptFolder
+from workers.courier import REFUSALS
 from workers.parameters import PER_BATCH, flatten
 
 logger = logging.getLogger(__name__)
@@ -35,8 +33,8 @@ FINAL_STATUS = {
     State.CANCELLED: "KILLED",
 }
 
-REFUSALS = frozenset({400, 404, 409})
-"""Status of an answer that will be the same next time, as of a run that somebody deleted."""
+SLICE_S = 1.0
+"""For how long one call of `close` sends what a dead worker left."""
 
 
 class MlflowRuns:
@@ -44,15 +42,12 @@ class MlflowRuns:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = TrackingClient(tracking_uri=uri)
+        self._shipping = Shipping(self._client, _refused)
 
     def ping(self) -> None:
         """Raises TrackingUnavailableError unless the server answers."""
-        try:
-            answer = httpx.get(f"{self.uri.rstrip('/')}/health", timeout=5, trust_env=False)
-            answer.raise_for_status()
-        except httpx.HTTPError as error:
-            raise TrackingUnavailableError(f"MLflow at {self.uri} does not answer") from error
+        ping(self.uri)
 
     def ensure(self, job: Job) -> tuple[str, str]:
         """The job's (experiment id, run id); made on the first call, found by its tag later."""
@@ -63,32 +58,51 @@ class MlflowRuns:
             if job.kind is Kind.SEARCH:  # its trials' runs may carry its id too
                 ours += f" AND tags.`{TAG_KIND}` = '{job.kind}'"
             found = self._client.search_runs([experiment], ours)
-            if found:
-                return experiment, found[0].info.run_id
-            return experiment, self._create(experiment, job)
+            run_id = str(found[0].info.run_id) if found else self._create(experiment, job)
+            self._log_params(run_id, job)  # of a run that is found they may be missing
+            return experiment, run_id
         except MlflowException as error:
             raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
 
-    def close(self, job: Job) -> None:
-        """Give the run its final status, unless the worker has done so already.
+    def close(self, job: Job, folder: AttemptFolder | None) -> bool:
+        """Send what its workers left unsent, then give the run its final status.
 
-        A run that MLflow refuses to change, since somebody deleted it, counts as closed.
+        A run that MLflow refuses to change, since somebody deleted it, counts as closed. Takes not
+        much more than `SLICE_S`, or the time of one call that gets no answer.
+
+        Args:
+            job: It has ended.
+            folder: Of its last attempt; None where nothing was ever attempted.
+
+        Returns:
+            False while there is more to send: call again.
         """
         assert job.run_id is not None
         self.ping()
+        until = time.monotonic() + SLICE_S
+        try:
+            if folder is not None and not self._shipping.ship(job, folder, until):
+                return False
+        except (MlflowException, OSError) as error:
+            raise TrackingUnavailableError(f"MLflow at {self.uri}: {error}") from error
         with self._closing(job, job.run_id):
-            self._close_run(job, job.run_id)
+            self._close_run(job, job.run_id, folder)
         if job.kind is Kind.SEARCH:
             with self._closing(job, job.run_id):
                 self._close_trials(job, job.run_id)
+        return True
 
-    def _close_run(self, job: Job, run_id: str) -> None:
+    def _close_run(self, job: Job, run_id: str, folder: AttemptFolder | None) -> None:
+        told = {"caps.state": job.state.value}
+        if folder is not None:
+            told["caps.tracking"] = completeness(folder)
+        if job.reason:
+            told["caps.reason"] = job.reason.value
+        for name, value in told.items():
+            self._client.set_tag(run_id, name, value)
         status = FINAL_STATUS[job.state]
         if self._client.get_run(run_id).info.status != status:
             self._client.set_terminated(run_id, status)
-        self._client.set_tag(run_id, "caps.state", job.state.value)
-        if job.reason:
-            self._client.set_tag(run_id, "caps.reason", job.reason.value)
 
     def _close_trials(self, job: Job, parent: str) -> None:
         """End what a killed driver could not."""
@@ -104,7 +118,7 @@ class MlflowRuns:
         try:
             yield
         except MlflowException as error:
-            if error.get_http_status_code() not in REFUSALS:
+            if not _refused(error):
                 raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
             logger.warning(
                 "job %s: run %s stays as it is, MLflow refuses to close it: %s",
@@ -135,8 +149,14 @@ class MlflowRuns:
         }
         tags = {**job.spec.labels, **ours}
         run = self._client.create_run(experiment, tags=tags, run_name=job.spec.name)
-        run_id = str(run.info.run_id)
+        return str(run.info.run_id)
+
+    def _log_params(self, run_id: str, job: Job) -> None:
         params = [Param(name, value) for name, value in flatten(job.spec)]
         for start in range(0, len(params), PER_BATCH):
             self._client.log_batch(run_id, params=params[start : start + PER_BATCH])
-        return run_id
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the answer will be the same next time."""
+    return isinstance(error, MlflowException) and error.get_http_status_code() in REFUSALS

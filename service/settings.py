@@ -5,6 +5,9 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+RECONNECT_TIMEOUT_S = 15.0
+"""Ray's own default is 60 s: so long would a job wait for the proof that its attempt is dead."""
+
 
 class Settings(BaseSettings):
     """Where things lie and who answers where. `capsctl up` fills in what it starts itself."""
@@ -27,6 +30,11 @@ class Settings(BaseSettings):
     """MLflow's address in links for people, where it differs from CAPS_MLFLOW_URI."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost"]
     """Host headers that the API answers."""
+    elastic: bool = False
+    """Larger nodes may join the cluster: what fits nowhere now waits, and is not refused."""
+    ray_reconnect_timeout_s: float = Field(default=RECONNECT_TIMEOUT_S, gt=0, le=600)
+    """Seconds that Ray's processes live on without their head: what the variable
+    RAY_gcs_rpc_server_reconnect_timeout_s says on the head and on every node."""
     tick_s: float = Field(default=1.0, gt=0, le=60)
     """Seconds between two looks of the reconciler."""
     stack_id: str = ""

@@ -1,27 +1,21 @@
 """Fixtures of all tests: a store on a fresh database, and an API that listens on a real port."""
 
 import os
-import secrets
-import shutil
-import signal
 import socket
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
-from sqlalchemy import create_engine, text
 
 from service.app import create_app
 from service.queue.store import Store
 from service.settings import Settings
+from support import postgres
 
 
 def free_port() -> int:
@@ -32,33 +26,30 @@ def free_port() -> int:
 
 
 REPOSITORY = Path(__file__).parents[1]
-POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """Address of a PostgreSQL server of our own; skips where the machine has none."""
+def postgresql() -> Iterator[postgres.Postgres]:
+    """A PostgreSQL server of our own, never killed; skips where the machine has none."""
+    _needs_postgresql()
+    with postgres.running(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal_postgresql() -> Iterator[postgres.Postgres]:
+    """A server of the test's own that may be killed: what it commits is on the disk."""
+    _needs_postgresql()
+    with postgres.running(fsync=True) as server:
+        yield server
+
+
+def _needs_postgresql() -> None:
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    if not (POSTGRESQL / "initdb").exists():
-        pytest.skip("PostgreSQL 15 is not installed")
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        # initdb refuses root.
-        user = {"user": "postgres", "cwd": "/"} if os.geteuid() == 0 else {}
-        if user:
-            shutil.chown(folder, "postgres")
-        options: dict[str, Any] = {"stdout": subprocess.DEVNULL, **user}
-        initdb = [POSTGRESQL / "initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "caps", "-N"]
-        subprocess.run(initdb, check=True, **options)
-        postgres = [POSTGRESQL / "postgres", "-D", f"{folder}/data", "-p", str(port), "-k", folder]
-        settings = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        server = subprocess.Popen([*postgres, *settings], stderr=subprocess.DEVNULL, **options)
-        try:
-            _until(lambda: _answers(port), seconds=30)
-            yield f"postgresql+psycopg://caps@127.0.0.1:{port}"
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(timeout=30)
+    if postgres.programs() is None:
+        pytest.skip(
+            "PostgreSQL is not installed: neither Debian's package nor `pip install -e .[dev]`"
+        )
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -66,25 +57,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """A migrated store in a database of its own."""
     url = f"sqlite:///{tmp_path / 'queue.db'}"
     if request.param == "postgresql":
-        url = _new_database(request.getfixturevalue("postgresql"))
+        url = request.getfixturevalue("postgresql").new_database()
     found = Store(url)
     found.migrate()
     yield found
     found.close()
-
-
-def _new_database(server: str) -> str:
-    name = f"test_{secrets.token_hex(6)}"
-    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return f"{server}/{name}"
-
-
-def _answers(port: int) -> bool:
-    ready = [POSTGRESQL / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-    return subprocess.run(ready, check=False).returncode == 0
 
 
 @dataclass

@@ -9,14 +9,22 @@ import logging
 import os
 import traceback
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from workers.attempt import AnyAttempt, AttemptFolder, Progress, Reason, Result
+from workers.attempt import (
+    AnyAttempt,
+    AttemptFolder,
+    Progress,
+    Reason,
+    Result,
+    VersionMismatchError,
+    reason_of_ray,
+)
 from workers.cluster import ClusterLostError
 from workers.process import die_with_parent, print_to
+from workers.sentinel import attend
 from workers.stop import StopSignal
 
 KINDS = {"train": "workers.train:train", "search": "workers.search.driver:search"}
@@ -35,12 +43,15 @@ def main() -> int:
     folder = AttemptFolder(Path(storage), arguments.job, arguments.attempt)
 
     die_with_parent()
+    found = _orders(folder)
     print_to(folder.log)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    attend(folder, _role(found))
     folder.write_progress(Progress(phase="starting"))
-    result = _run(folder, StopSignal(folder))
+    stop = StopSignal(folder)
+    result = found if isinstance(found, Result) else _run(folder, found, stop)
     if folder.superseded():
         logging.warning("a later attempt exists: this one leaves no result")
         return 1
@@ -49,12 +60,23 @@ def main() -> int:
     return 1 if result.outcome == "failed" else 0
 
 
-def _run(folder: AttemptFolder, stop: StopSignal) -> Result:
+def _orders(folder: AttemptFolder) -> AnyAttempt | Result:
+    """What is to be done; a result where that can't be known."""
     try:
-        attempt = folder.read_attempt()
-        _check_version(attempt)
+        return folder.accept_attempt()
     except (FileNotFoundError, ValidationError, VersionMismatchError) as error:
-        return Result(outcome="failed", reason=Reason.VERSION_MISMATCH, evidence=str(error))
+        return Result(outcome="failed", reason=Reason.VERSION_MISMATCH, evidence=str(error)[:1000])
+
+
+def _role(found: AnyAttempt | Result) -> str:
+    """A driver has the work done by others; a worker does it."""
+    if isinstance(found, Result):
+        return "worker"
+    several = found.kind == "search" or found.spec.resources.workers > 1
+    return "driver" if several else "worker"
+
+
+def _run(folder: AttemptFolder, attempt: AnyAttempt, stop: StopSignal) -> Result:
     try:
         module, _, name = KINDS[attempt.kind].partition(":")
         run = getattr(import_module(module), name)
@@ -62,7 +84,8 @@ def _run(folder: AttemptFolder, stop: StopSignal) -> Result:
         return result
     except ClusterLostError as error:
         traceback.print_exc()
-        return Result(outcome="interrupted", reason=Reason.WORKER_LOST, evidence=str(error)[:1000])
+        evidence = str(error)[:1000]
+        return Result(outcome="interrupted", reason=reason_of_ray(evidence), evidence=evidence)
     except Exception as error:
         from workers.failures import classify
 
@@ -71,18 +94,6 @@ def _run(folder: AttemptFolder, stop: StopSignal) -> Result:
             outcome="failed",
             reason=classify(error),
             evidence=f"{type(error).__name__}: {error}"[:1000],
-        )
-
-
-class VersionMismatchError(RuntimeError):
-    """Control plane and worker are not of one release."""
-
-
-def _check_version(attempt: AnyAttempt) -> None:
-    installed = version("capsnet-training-service")
-    if attempt.package_version != installed:
-        raise VersionMismatchError(
-            f"the control plane is release {attempt.package_version}, this node has {installed}"
         )
 
 

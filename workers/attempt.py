@@ -3,9 +3,13 @@
     CAPS_STORAGE/jobs/<job>/<attempt>/
         attempt.json     control plane -> worker   `Attempt`, written before Ray is called
         stop             control plane -> worker   `cancel` or `pause`
+        kill             control plane -> worker   whoever reads it ends at once, see `sentinel.py`
+        processes/       worker -> control plane   a `ProcessRecord` for each of its processes
         progress.json    worker -> control plane   `Progress`; its mtime is the heartbeat
         log.txt          worker -> control plane   all that the worker prints
-        metrics.jsonl    worker                    metric points, in order, before they are shipped
+        metrics.jsonl    worker -> control plane   metric points, in order, before they are shipped;
+                                                   likewise system-metrics.jsonl, the machine's load
+        metrics.sent     worker -> control plane   how far they are; likewise system-metrics.sent
         checkpoints/     worker                    see `capsmodel.checkpoint`
         artifacts/       worker                    pictures, as they went to MLflow
         result.json      worker -> control plane   `Result`, the worker's last word
@@ -14,16 +18,23 @@
 
 Only the current attempt's folder is read, so a stale attempt has nowhere to commit. Both sides
 import this module; it stands on Pydantic alone.
+
+Every document says of which schema version it is. Another version is refused, by both sides; fields
+that the reader does not know are passed over.
 """
 
 import os
+import re
 import secrets
 from enum import StrEnum
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from workers.crash import crashing
 from workers.search_specs import TRUSTED, SearchSpec
 from workers.specs import SCHEMA_VERSION, TrainSpec
 
@@ -47,6 +58,7 @@ class Reason(StrEnum):
     VERSION_MISMATCH = "version-mismatch"
     ERROR = "error"
     WORKER_LOST = "worker-lost"
+    NODE_LOST = "node-lost"
     INTERRUPTED = "interrupted"
     BUDGET = "budget"
     TRIALS_FAILED = "trials-failed"
@@ -63,10 +75,54 @@ HINTS: dict[Reason, str] = {
     Reason.ERROR: "the traceback stands in the job's log",
     Reason.INTERRUPTED: "its node was stopped; the job goes on from its checkpoint",
     Reason.WORKER_LOST: "the worker's process died without a word; look at the node",
+    Reason.NODE_LOST: "its node, or the cluster's head, went away; the job goes on elsewhere from "
+    "its checkpoint",
     Reason.BUDGET: "raise budget.max_runtime_s, or lower trials",
     Reason.TRIALS_FAILED: "the trials' reasons tell why; retry-failed runs them again, and "
     "budget.max_failures says how many are tolerated",
 }
+
+
+_RAY_SAYS: list[tuple[str, Reason]] = [
+    # Ray's own monitor of memory. What the kernel's killer has ended looks like any other SIGKILL:
+    # for that, too, Ray names it among the causes that there might be.
+    (r"low on memory|due to memory pressure|\bOutOfMemoryError\b", Reason.OUT_OF_MEMORY),
+    (r"node (has |was |is )?(already )?(died|dead|preempted|terminated)", Reason.NODE_LOST),
+    (r"\bNodeDiedError\b|raylet died|\bRpcError\b|\bGCS\b", Reason.NODE_LOST),
+    (r"connect to Ray cluster", Reason.NODE_LOST),
+]
+
+
+def reason_of_ray(message: str) -> Reason:
+    """Which loss Ray's words on a process tell of: memory, a node or the head, else the process."""
+    for pattern, reason in _RAY_SAYS:
+        if re.search(pattern, message, re.IGNORECASE):
+            return reason
+    return Reason.WORKER_LOST
+
+
+class VersionMismatchError(ValueError):
+    """A document was written by another release, in a way that this one must not read."""
+
+    def __init__(self, file: Path | str, what: str, found: object, expected: object) -> None:
+        """Name the file, what of it differs, and both versions."""
+        super().__init__(
+            f"{file} has {what} {found}, expected {expected}: install the same release on the "
+            "control plane and on every node"
+        )
+        self.file = Path(file)
+        self.found = found
+        self.expected = expected
+
+
+@cache
+def installed_release() -> str:
+    """The release of this package that is installed here."""
+    return version("capsnet-training-service")
+
+
+class _Versioned(BaseModel):
+    schema_version: int = SCHEMA_VERSION
 
 
 class _Document(BaseModel):
@@ -133,9 +189,36 @@ class TrialCounts(BaseModel):
         return self.succeeded + self.pruned + self.failed + self.cancelled
 
 
+class Resumed(BaseModel):
+    """Where an attempt began: at a checkpoint, or at the start since none of them verifies."""
+
+    attempt: int | None = None
+    """Whose checkpoint was taken; None where all were skipped."""
+    epoch: int = 0
+    step: int = 0
+    skipped: list[str] = []
+    """Why newer checkpoints were passed over, the newest first."""
+
+
+class ProcessRecord(BaseModel):
+    """A process of an attempt, as it registers itself: whoever is registered holds the slot."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    host: str
+    """See `process.host_id`: of one host are those that see each other's process ids."""
+    pid: int
+    created: float
+    """See `liveness.created`: tells it from a later process with the same id."""
+    role: str = "worker"
+    """`worker`, or `driver` beside `rank-1`, `trial-3`, `trial-3-rank-1` or `show-3`."""
+
+
 class Progress(_Document):
     """How far the worker is."""
 
+    package_version: str = ""
+    """The worker's release; `write_progress` fills it in."""
     phase: Literal["starting", "training", "searching", "evaluating", "finishing"] = "starting"
     epoch: int = 0
     """Epochs completed."""
@@ -150,6 +233,8 @@ class Progress(_Document):
     val_accuracy: float | None = None
     first_step_at: float | None = None
     """When this attempt's first training step ended, in seconds since 1970."""
+    resumed: Resumed | None = None
+    """Known once the worker has looked for checkpoints; None where there were none."""
     trials: TrialCounts | None = None
     """Of a search."""
     best_score: float | None = None
@@ -193,6 +278,11 @@ class AttemptFolder:
         self.path = storage / "jobs" / job / str(attempt)
 
     @property
+    def owner(self) -> str:
+        """Whose attempts these are: a job's id, or `<search>/trials/<number>`."""
+        return self.path.parent.relative_to(self.storage / "jobs").as_posix()
+
+    @property
     def log(self) -> Path:
         """All that the worker prints."""
         return self.path / "log.txt"
@@ -214,10 +304,9 @@ class AttemptFolder:
 
     def earlier(self) -> list[Self]:
         """The folders of the job's earlier attempts, the newest first."""
-        place, number = self.path.parent, int(self.path.name)
-        job = place.relative_to(self.storage / "jobs").as_posix()
-        numbers = sorted((n for n in _numbers(place) if n < number), reverse=True)
-        return [type(self)(self.storage, job, n) for n in numbers]
+        number = int(self.path.name)
+        numbers = sorted((n for n in _numbers(self.path.parent) if n < number), reverse=True)
+        return [type(self)(self.storage, self.owner, n) for n in numbers]
 
     def superseded(self) -> bool:
         """Whether a later attempt of the job exists: then this one must stop."""
@@ -229,16 +318,61 @@ class AttemptFolder:
 
     def write_attempt(self, attempt: AnyAttempt) -> None:
         """Make the folder and say what is to be done."""
-        self._write("attempt.json", attempt)
+        with crashing("folder.attempt"):
+            self._write("attempt.json", attempt)
 
     def read_attempt(self) -> AnyAttempt:
-        """Raises FileNotFoundError, or pydantic.ValidationError where versions differ."""
-        content = (self.path / "attempt.json").read_bytes()
+        """What is to be done.
+
+        Raises:
+            FileNotFoundError: There is none.
+            VersionMismatchError: It has another schema version.
+            pydantic.ValidationError: It is damaged.
+        """
+        file = self.path / "attempt.json"
+        content = file.read_bytes()
+        _check_schema(file, content)
         return _ANY_ATTEMPT.validate_json(content, context=TRUSTED)
+
+    def accept_attempt(self) -> AnyAttempt:
+        """The same for a worker, which does what a control plane of its own release asks for.
+
+        Raises:
+            VersionMismatchError: The control plane is of another release than this node.
+        """
+        attempt = self.read_attempt()
+        if attempt.package_version != installed_release():
+            raise VersionMismatchError(
+                self.path / "attempt.json",
+                "package_version",
+                attempt.package_version,
+                installed_release(),
+            )
+        return attempt
+
+    def register(self, record: ProcessRecord) -> None:
+        """Say that a process works for this attempt. It stays written down when it has ended."""
+        with crashing("worker.register"):
+            self._write(f"processes/{record.host}-{record.pid}.json", record)
+
+    def processes(self) -> list[ProcessRecord]:
+        """All that ever worked for this attempt, dead or alive; one that is damaged raises."""
+        found = sorted((self.path / "processes").glob("*.json"))
+        return [ProcessRecord.model_validate_json(file.read_bytes()) for file in found]
+
+    def request_kill(self) -> None:
+        """Have every process of this attempt end at once, without a checkpoint."""
+        with crashing("folder.kill"):
+            write_atomic(self.path / "kill", b"")
+
+    def kill_requested(self) -> bool:
+        """Whether its processes are to end at once. Raises OSError where nobody can know."""
+        return _modified(self.path / "kill") is not None
 
     def request_stop(self, kind: StopKind) -> None:
         """Ask the worker to leave a checkpoint and go."""
-        write_atomic(self.path / "stop", kind.encode())
+        with crashing("folder.stop"):
+            write_atomic(self.path / "stop", kind.encode())
 
     def stop_requested(self) -> StopKind | None:
         """What the control plane asks for, if anything."""
@@ -262,7 +396,8 @@ class AttemptFolder:
 
     def write_outcome(self, rank: int, result: Result) -> None:
         """What one of several workers leaves for their driver."""
-        self._write(self.outcome_file(rank).name, result)
+        with crashing("worker.outcome"):
+            self._write(self.outcome_file(rank).name, result)
 
     def read_outcome(self, rank: int) -> Result | None:
         """None while that worker has not ended by itself."""
@@ -270,10 +405,17 @@ class AttemptFolder:
 
     def write_progress(self, progress: Progress) -> None:
         """Tell how far the worker is; also its heartbeat."""
-        self._write("progress.json", progress)
+        told = progress.model_copy(update={"package_version": installed_release()})
+        with crashing("worker.progress"):
+            self._write("progress.json", told)
 
     def read_progress(self) -> Progress | None:
-        """None before the worker's first word."""
+        """None before the worker's first word.
+
+        Raises:
+            VersionMismatchError: It has another schema version.
+            pydantic.ValidationError: It is damaged.
+        """
         return self._read("progress.json", Progress)
 
     def heartbeat(self) -> float | None:
@@ -282,10 +424,16 @@ class AttemptFolder:
 
     def write_result(self, result: Result) -> None:
         """The worker's last act."""
-        self._write("result.json", result)
+        with crashing("worker.result"):
+            self._write("result.json", result)
 
     def read_result(self) -> Result | None:
-        """None while the worker has not ended by itself."""
+        """None while the worker has not ended by itself.
+
+        Raises:
+            VersionMismatchError: It has another schema version.
+            pydantic.ValidationError: It is damaged.
+        """
         return self._read("result.json", Result)
 
     def result_written_at(self) -> float | None:
@@ -296,10 +444,13 @@ class AttemptFolder:
         write_atomic(self.path / name, document.model_dump_json(indent=2).encode())
 
     def _read(self, name: str, kind: type[Document]) -> Document | None:
+        file = self.path / name
         try:
-            return kind.model_validate_json((self.path / name).read_bytes())
+            content = file.read_bytes()
         except FileNotFoundError:
             return None
+        _check_schema(file, content)
+        return kind.model_validate_json(content)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -314,6 +465,16 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_schema(file: Path, content: bytes) -> None:
+    """Whether this release may read a document; of what is damaged the reader tells itself."""
+    try:
+        found = _Versioned.model_validate_json(content).schema_version
+    except ValidationError:
+        return
+    if found != SCHEMA_VERSION:
+        raise VersionMismatchError(file, "schema_version", found, SCHEMA_VERSION)
 
 
 def _numbers(job: Path) -> list[int]:

@@ -25,7 +25,10 @@ def connected(stop: StopSignal) -> Iterator[None]:
     os.environ.update(ENVIRONMENT)
     import ray
 
-    ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    except ConnectionError as error:  # the head died while this process started
+        raise ClusterLostError(f"{type(error).__name__}: {error}") from error
     stop.listen()  # Ray takes SIGTERM for itself
     try:
         yield

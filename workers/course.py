@@ -1,7 +1,8 @@
 """One training's course: restored, trained, kept. Jobs and trials of searches have it in common.
 
 The start is the newest checkpoint of this or earlier attempts that verifies, else `init_from`.
-Where several workers train together each runs this; only the first one tells and keeps.
+Where several workers train together each runs this; only the first one tells and keeps, and it
+chooses the checkpoint from which all go on.
 """
 
 import logging
@@ -11,14 +12,30 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from pydantic import BaseModel
 
 from capsmodel.callbacks import Callback
-from capsmodel.checkpoint import CheckpointFolder, CheckpointInfo, load_checkpoint
+from capsmodel.checkpoint import (
+    BadCheckpointError,
+    CheckpointFolder,
+    CheckpointInfo,
+    load_checkpoint,
+)
 from capsmodel.datasets import Dataset
 from capsmodel.metrics import StepMetrics
 from capsmodel.training import Trainer, TrainingOutcome
 from workers.artifacts import build_artifacts
-from workers.attempt import AttemptFolder, CheckpointRef, Kept, Outcome, Reason, Result
+from workers.attempt import (
+    AttemptFolder,
+    CheckpointRef,
+    Kept,
+    Outcome,
+    Reason,
+    Result,
+    Resumed,
+)
+from workers.crash import crashing
+from workers.failures import StorageDiffersError
 from workers.reporter import BestStep, Reporter
 from workers.specs import TrainSpec
 from workers.stop import StopCause, StopFlag
@@ -57,6 +74,14 @@ class Setting:
         return self.rank == 0
 
 
+class Start(BaseModel):
+    """The checkpoint from which a training goes on, as its first worker tells the others."""
+
+    file: str
+    """Below CAPS_STORAGE."""
+    sha256: str
+
+
 def most_accurate_step(trainer: Trainer) -> int | None:
     """The best by validation accuracy, of equal ones by the lower loss."""
     return None if trainer.best is None else trainer.best.step
@@ -91,7 +116,7 @@ class Course:
             best_step: Which weights are kept as the best.
         """
         self.setting = setting
-        self.checkpoints = CheckpointFolder(setting.folder.checkpoints)
+        self.checkpoints = own_checkpoints(setting.folder)
         self._best_step = best_step
         spec = setting.spec
         self.reporter: Reporter | None = None
@@ -105,7 +130,7 @@ class Course:
         self.trainer = Trainer(
             spec.training, dataset, device=setting.device, callbacks=[*before, *watching, *after]
         )
-        self._restore()
+        self._begin()
 
     def run(self) -> TrainingOutcome:
         """Train to the end, or until asked to leave."""
@@ -115,8 +140,9 @@ class Course:
         """The last word of a training that was asked to leave: its checkpoint is saved."""
         trainer = self.trainer
         kept: dict[Kept, CheckpointInfo] = {}
-        kept["last"] = self.checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
-        best = self.checkpoints.best()
+        with crashing("worker.checkpoint"):
+            kept["last"] = self.checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
+        best = self.checkpoints.whole_best()
         if best is not None:
             kept["best"] = best
         outcomes: dict[StopCause | None, tuple[Outcome, Reason]] = {
@@ -146,33 +172,79 @@ class Course:
             for name, info in kept.items()
         }
 
-    def _restore(self) -> None:
-        folder = self.setting.folder
-        for earlier in [folder, *folder.earlier()]:
-            source = CheckpointFolder(earlier.checkpoints)
-            newest, reports = source.newest_verified()
-            for report in reports:
-                logger.warning("a checkpoint is skipped: %s", report)
-            if newest is None:
-                continue
-            self.trainer.load_state_dict(load_checkpoint(newest.path, newest.sha256))
-            logger.info("resumed from %s, step %d", folder.relative(newest.path), newest.step)
-            if self.setting.leads:
-                self._carry_best(newest, source)
-            return
-        origin = self.setting.init_checkpoint
-        if origin is not None:
-            self.trainer.load_weights(load_checkpoint(folder.storage / origin))
+    def _begin(self) -> None:
+        """Go on from a checkpoint, else begin with the weights of `init_from`, if there are any."""
+        skipped: list[str] = []
+        found = self._newest(skipped) if self.setting.leads else None
+        start = None if found is None else self._start(*found).model_dump_json()
+        told = self.trainer.ranks.first_of(start)
+        if told is not None:
+            self._restore(Start.model_validate_json(told))
+        elif self.setting.init_checkpoint is not None:
+            origin = self.setting.init_checkpoint
+            self.trainer.load_weights(load_checkpoint(self.setting.folder.storage / origin))
             logger.info("initial weights from %s", origin)
+        if found is not None:
+            skipped += self._carry_best(*found)
+        for problem in skipped:
+            logger.warning("a checkpoint is skipped: %s", problem)
+        if self.reporter is not None and (found or skipped):
+            attempt = None if found is None else int(found[0].path.name)
+            epoch, step = self.trainer.epoch, self.trainer.step
+            self.reporter.resumed(Resumed(attempt=attempt, epoch=epoch, step=step, skipped=skipped))
 
-    def _carry_best(self, newest: CheckpointInfo, source: CheckpointFolder) -> None:
-        """Take the best checkpoint over: the newest, if a crash came before it was marked."""
-        marked = source.best()
+    def _newest(self, skipped: list[str]) -> tuple[AttemptFolder, CheckpointInfo] | None:
+        """The newest checkpoint of this and earlier attempts that verifies, and whose it is."""
+        folder = self.setting.folder
+        for attempt in [folder, *folder.earlier()]:
+            newest, problems = own_checkpoints(attempt).newest_verified()
+            skipped += [self._told(problem) for problem in problems]
+            if newest is not None:
+                return attempt, newest
+        return None
+
+    def _start(self, attempt: AttemptFolder, newest: CheckpointInfo) -> Start:
+        return Start(file=attempt.relative(newest.path), sha256=newest.sha256)
+
+    def _restore(self, start: Start) -> None:
+        """Load what the first worker has chosen."""
+        try:
+            state = load_checkpoint(self.setting.folder.storage / start.file, start.sha256)
+        except BadCheckpointError as error:
+            if self.setting.leads:
+                raise
+            raise StorageDiffersError(f"the first worker found it whole: {error}") from error
+        self.trainer.load_state_dict(state)
+        logger.info("resumed from %s, step %d", start.file, self.trainer.step)
+
+    def _carry_best(self, attempt: AttemptFolder, newest: CheckpointInfo) -> list[str]:
+        """Take the best checkpoint over: the newest, if a crash came before it was marked.
+
+        Returns:
+            What is wrong with the best one, if it can't be taken over; the next best epoch's will
+            be the best then, or the last weights.
+        """
+        source = own_checkpoints(attempt)
+        marked, problems = None, []
+        try:
+            marked = source.best()
+        except BadCheckpointError as error:
+            problems.append(self._told(error))
         unmarked = marked is None or marked.step != newest.step
         if self._best_step(self.trainer) == newest.step and unmarked:
             self.checkpoints.adopt_best(newest)
         elif marked is not None and source.path != self.checkpoints.path:
             self.checkpoints.adopt_best(marked)
+        return problems
+
+    def _told(self, problem: object) -> str:
+        """A problem as the control plane is to read it: with paths below CAPS_STORAGE."""
+        return str(problem).replace(f"{self.setting.folder.storage}/", "")
+
+
+def own_checkpoints(folder: AttemptFolder) -> CheckpointFolder:
+    """An attempt's checkpoints, of which those of another job are none."""
+    return CheckpointFolder(folder.checkpoints, owner=folder.owner)
 
 
 class Leaving(Callback):

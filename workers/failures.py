@@ -7,7 +7,12 @@ from capsmodel.datasets import DataCorruptError, DataMissingError
 from capsmodel.distributed import RankFailedError
 from capsmodel.divergence import DivergedError
 from capsmodel.training_state import IncompatibleStateError
-from workers.attempt import Reason
+from workers.attempt import Reason, VersionMismatchError
+
+
+class StorageDiffersError(RuntimeError):
+    """A worker does not find the checkpoint that the first worker has found whole."""
+
 
 _REASONS: list[tuple[type[BaseException], Reason]] = [
     (DivergedError, Reason.DIVERGED),
@@ -17,9 +22,11 @@ _REASONS: list[tuple[type[BaseException], Reason]] = [
     (DataCorruptError, Reason.DATA_MISSING),
     (BadCheckpointError, Reason.BAD_CHECKPOINT),
     (IncompatibleStateError, Reason.BAD_CHECKPOINT),
+    (VersionMismatchError, Reason.VERSION_MISMATCH),
     # What a worker meets when another one is gone.
     (RankFailedError, Reason.WORKER_LOST),
     (torch.distributed.DistError, Reason.WORKER_LOST),
+    (StorageDiffersError, Reason.WORKER_LOST),
 ]
 
 

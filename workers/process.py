@@ -1,24 +1,48 @@
-"""The worker as a process: where its output goes, and that it never outlives its parent."""
+"""The worker as a process: its host, where its output goes, that it never outlives its parent."""
 
 import ctypes
 import os
 import signal
+import socket
 import sys
+import uuid
+from functools import cache
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Be killed when Ray's supervisor of this job dies, so that no orphan holds a GPU (Linux).
+@cache
+def host_id() -> str:
+    """Names where this process runs: two with the same id see each other by their process ids.
 
-    A new attempt starts only when the old one is surely gone, so this is SIGKILL, not SIGTERM.
+    On Linux the machine's boot and the namespace of process ids, so that a container is a host of
+    its own; elsewhere the machine's network address and name.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return f"{uuid.getnode():012x}-{socket.gethostname()}"
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent dies, so that no orphan holds a GPU (Linux).
+
+    The parent is Ray's supervisor of this job, of an actor the raylet. A new attempt starts only
+    when the old one is surely gone, so this is SIGKILL, not SIGTERM. It holds as long as the thread
+    lives that calls this.
     """
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:  # the parent died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
+        end_at_once()
+
+
+def end_at_once() -> None:
+    """SIGKILL to this process: no handler, no lock and no other thread can delay it."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def print_to(log: Path) -> None:

@@ -12,7 +12,8 @@ from capsmodel.metrics import MEASURES, EpochMetrics, Evaluation, StepMetrics
 from capsmodel.training import Split, Trainer
 from workers import uploads
 from workers.artifacts import Artifact, View
-from workers.attempt import AttemptFolder, Progress
+from workers.attempt import AttemptFolder, Progress, Resumed
+from workers.crash import crashing
 from workers.specs import TrainSpec
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Reporter(Callback):
         self._progress = Progress()
         self._tell_at = 0.0
         self._checkpoint_at = 0.0
+
+    def resumed(self, resumed: Resumed) -> None:
+        """Where the training begins; told with the first word."""
+        self._progress.resumed = resumed
 
     def on_start(self, trainer: Trainer) -> None:
         """The first word after model and data are ready."""
@@ -109,7 +114,9 @@ class Reporter(Callback):
 
     def _save(self, trainer: Trainer) -> CheckpointInfo:
         self._checkpoint_at = time.monotonic() + self._spec.checkpoint_every_s
-        return self._checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
+        state = trainer.state_dict()
+        with crashing("worker.checkpoint"):
+            return self._checkpoints.save(state, trainer.epoch, trainer.step)
 
     def _tell_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
         values = {f"train/{name}": value for name, value in measures_of(metrics).items()}

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workers.attempt import Attempt, AttemptFolder, Reason, Result
+from workers.attempt import Attempt, AttemptFolder, Reason, Result, reason_of_ray
 from workers.cluster import bundle, connected
 from workers.process import print_to
+from workers.sentinel import attend
 from workers.specs import ResourcesConfig
 from workers.stop import StopFlag, StopSignal
 
@@ -94,10 +95,10 @@ def work(order: dict[str, Any]) -> None:
     from workers.train import follow, lead
 
     folder = AttemptFolder(Path(os.environ["CAPS_STORAGE"]), order["job"], order["attempt"])
-    attempt = folder.read_attempt()
-    assert isinstance(attempt, Attempt)
     stop = StopFlag(folder)
-    with worker(folder) as rank:
+    with worker(folder, folder) as rank:
+        attempt = folder.accept_attempt()
+        assert isinstance(attempt, Attempt)
         if rank == 0:
             folder.write_outcome(0, lead(folder, attempt, stop))
         else:
@@ -105,8 +106,14 @@ def work(order: dict[str, Any]) -> None:
 
 
 @contextmanager
-def worker(folder: AttemptFolder) -> Iterator[int]:
-    """A worker's process in order, and its rank; an error is written down before it is raised."""
+def worker(folder: AttemptFolder, whole: AttemptFolder, role: str = "") -> Iterator[int]:
+    """A worker's process in order, and its rank; an error is written down before it is raised.
+
+    Args:
+        folder: Where it leaves its log and what became of it.
+        whole: The attempt that it belongs to; of a trial the search's.
+        role: What it is registered as, before `rank-R`.
+    """
     from ray.train import get_context
 
     rank = int(get_context().get_world_rank())
@@ -114,6 +121,7 @@ def worker(folder: AttemptFolder) -> Iterator[int]:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    attend(whole, f"{role}rank-{rank}")
     try:
         _choose_gpu()
         yield rank
@@ -173,7 +181,7 @@ def _failure(folder: AttemptFolder, workers: int, error: Exception) -> Result:
     gone = f"worker {silent[0]}" if len(silent) == 1 else "a worker"
     said = failed[0].evidence if failed else str(error).replace("\n", " ")
     evidence = f"{gone} of {workers} died; {said}"[:1000]
-    return Result(outcome="interrupted", reason=Reason.WORKER_LOST, evidence=evidence)
+    return Result(outcome="interrupted", reason=reason_of_ray(str(error)), evidence=evidence)
 
 
 def _first_line(error: BaseException) -> str:

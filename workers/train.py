@@ -123,7 +123,7 @@ def examine(course: Course) -> Examination:
     last_test = trainer.evaluate("test")
     if course.setting.leads:
         last = checkpoints.save(trainer.state_dict(), trainer.epoch, trainer.step)
-        if checkpoints.best() is None:
+        if checkpoints.whole_best() is None:
             checkpoints.mark_best(last)
     wait_for_all()
     best = checkpoints.best()

@@ -12,7 +12,13 @@ def answer(example: Any, description: str) -> dict[str, Any]:
 def accepted(example: dict[str, Any], description: str) -> dict[str, Any]:
     """An answer with the address of what was made."""
     address = {"schema": {"type": "string"}, "example": example["links"]["self"]}
-    return answer(example, description) | {"headers": {"Location": address}}
+    replayed = {
+        "description": "`true` where the Idempotency-Key had made it before",
+        "schema": {"type": "string"},
+        "example": "true",
+    }
+    headers = {"Location": address, "Idempotent-Replayed": replayed}
+    return answer(example, description) | {"headers": headers}
 
 
 def body_of(model: str, examples: dict[str, Any], *, required: bool = True) -> dict[str, Any]:

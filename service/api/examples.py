@@ -58,8 +58,12 @@ ITEM: dict[str, Any] = {
     "links": {
         "self": "/v1/jobs/6ak2kq782ntq",
         "cancel": "/v1/jobs/6ak2kq782ntq/cancel",
+        "pause": "/v1/jobs/6ak2kq782ntq/pause",
+        "resume": "/v1/jobs/6ak2kq782ntq/resume",
+        "retry": "/v1/jobs/6ak2kq782ntq/retry",
         "logs": "/v1/jobs/6ak2kq782ntq/logs",
         "events": "/v1/jobs/6ak2kq782ntq/events",
+        "attempts": "/v1/jobs/6ak2kq782ntq/attempts",
         "search": None,
     },
 }
@@ -69,7 +73,8 @@ JOB = ITEM | {"spec": SPEC}
 ACCEPTED = JOB | {
     "state": "QUEUED",
     "phase": "waiting",
-    "position": 1,
+    "waiting_reason": "3 jobs are ahead in the queue",
+    "position": 4,
     "attempt": 0,
     "progress": None,
     "mlflow": None,
@@ -77,6 +82,29 @@ ACCEPTED = JOB | {
 }
 
 CANCELLING = JOB | {"phase": "cancelling", "desired": "cancel"}
+
+PAUSING = JOB | {"phase": "pausing", "desired": "pause"}
+
+ATTEMPT_PAGE = {
+    "attempts": [
+        {
+            "number": 1,
+            "created_at": "2026-11-22T18:42:06.990000Z",
+            "submitted_at": "2026-11-22T18:42:07.120000Z",
+            "ended_at": "2026-11-22T18:44:31.402000Z",
+            "duration_s": 144.4,
+            "resumed_step": 0,
+            "reason": "worker-lost",
+            "evidence": "Ray says FAILED, and the worker left no result",
+            "hint": "the worker's process died without a word; look at the node",
+            "stop_reason": None,
+            "stop_requested_at": None,
+            "killed_at": None,
+            "node_id": "0a4f0c7be2b1",
+            "logs": "/v1/jobs/6ak2kq782ntq/logs?attempt=1",
+        }
+    ]
+}
 
 JOB_PAGE = {"jobs": [ITEM], "next_cursor": "NmFrMmtxNzgybnRx"}
 

@@ -1,6 +1,6 @@
 """Parameters of the query that several resources share."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
@@ -16,10 +16,10 @@ Limit = Annotated[int, Query(ge=1, le=200, examples=[50])]
 FILTERS = ("experiment", "label", "state", "cursor", "limit")
 
 
-def only(*names: str) -> Callable[[Request], None]:
+def only(*names: str) -> Callable[[Request], Awaitable[None]]:
     """Refuses a parameter that would silently be ignored, and with it the filter that was meant."""
 
-    def known_parameters(request: Request) -> None:
+    async def known_parameters(request: Request) -> None:
         unknown = [name for name in request.query_params if name not in names]
         if unknown:
             accepted = f"one of {', '.join(names)}"
@@ -34,7 +34,7 @@ def only(*names: str) -> Callable[[Request], None]:
     return known_parameters
 
 
-def _filter(
+async def _filter(
     experiment: Annotated[
         str | None, Query(max_length=100, pattern=r"^[^\x00]*$", examples=["demo"])
     ] = None,

@@ -11,6 +11,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from service.api.views import (
+    AttemptView,
     EventView,
     JobItem,
     JobLinks,
@@ -20,7 +21,7 @@ from service.api.views import (
     ProgressView,
     ResultView,
 )
-from service.queue.job import Desired, Event, Job, Kind, State
+from service.queue.job import Attempt, Desired, Event, Job, Kind, State
 from workers.attempt import HINTS, AttemptFolder, Progress, Result
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ _ENDED: Mapping[State, Phase] = {
     State.FAILED: "failed",
     State.CANCELLED: "cancelled",
 }
+
+
+_BACKED_OFF = "backs off"
+"""How the reconciler's word on a job begins whose time may have come since."""
 
 
 class Presenter:
@@ -67,7 +72,7 @@ class Presenter:
             reason=job.reason,
             evidence=job.evidence,
             hint=HINTS.get(job.reason) if job.reason else None,
-            waiting_reason=job.waiting_reason or None,
+            waiting_reason=waiting_reason(job, self.positions.get(job.id), self.now),
             position=self.positions.get(job.id),
             attempt=job.attempt,
             progress=_progress_view(progress, heartbeat) if progress else None,
@@ -79,6 +84,26 @@ class Presenter:
             finished_at=_optional_time(job.finished_at),
             not_before=_optional_time(job.not_before),
             links=_links(job),
+        )
+
+    def attempt(self, attempt: Attempt) -> AttemptView:
+        """One try to run a job."""
+        until = self.now if attempt.ended_at is None else attempt.ended_at
+        return AttemptView(
+            number=attempt.number,
+            created_at=_time(attempt.created_at),
+            submitted_at=_optional_time(attempt.submitted_at),
+            ended_at=_optional_time(attempt.ended_at),
+            duration_s=round(max(0.0, until - attempt.created_at), 1),
+            resumed_step=attempt.resumed_step,
+            reason=attempt.reason,
+            evidence=attempt.evidence or "",
+            hint=HINTS.get(attempt.reason) if attempt.reason else None,
+            stop_reason=attempt.stop_reason,
+            stop_requested_at=_optional_time(attempt.stop_requested_at),
+            killed_at=_optional_time(attempt.killed_at),
+            node_id=attempt.node_id,
+            logs=f"/v1/jobs/{attempt.job_id}/logs?attempt={attempt.number}",
         )
 
     def _progress(self, job: Job) -> tuple[Progress | None, float | None]:
@@ -100,13 +125,13 @@ class Presenter:
 
 def phase(job: Job, progress: Progress | None, now: float) -> Phase:
     """A finer word for the job's state."""
-    if job.state in _ENDED:
+    if job.state.terminal or (job.state is State.PAUSED and job.desired is Desired.PAUSE):
         return _ENDED[job.state]
     if job.desired is Desired.CANCEL:
         return "cancelling"
     if job.desired is Desired.PAUSE:
         return "pausing"
-    if job.state is State.QUEUED:
+    if job.state in (State.QUEUED, State.PAUSED):
         return "waiting-to-retry" if (job.not_before or 0) > now else "waiting"
     if job.current is not None and job.current.gone_since is not None:
         return "suspect"
@@ -116,6 +141,26 @@ def phase(job: Job, progress: Progress | None, now: float) -> Phase:
         return progress.phase
     submitted = job.current is not None and job.current.submitted_at is not None
     return "starting" if submitted else "dispatching"
+
+
+def waiting_reason(job: Job, position: int | None, now: float) -> str | None:
+    """Why a queued job is not running: the reconciler's word, else what follows from its place.
+
+    Of a long queue the reconciler looks at the head alone.
+    """
+    if job.state is not State.QUEUED:
+        return None
+    if job.desired is not Desired.RUN:
+        return f"is about to be {'paused' if job.desired is Desired.PAUSE else 'cancelled'}"
+    if job.not_before is not None and job.not_before > now:
+        again = datetime.fromtimestamp(job.not_before, UTC).strftime("%H:%M:%S UTC")
+        return f"waits until {again} before its next attempt"
+    if job.waiting_reason and not job.waiting_reason.startswith(_BACKED_OFF):
+        return job.waiting_reason
+    if position is None or position == 1:
+        return "next in the queue; it is about to be looked at"
+    ahead = position - 1
+    return f"{ahead} job{' is' if ahead == 1 else 's are'} ahead in the queue"
 
 
 def event_view(event: Event) -> EventView:
@@ -164,8 +209,12 @@ def _links(job: Job) -> JobLinks:
     return JobLinks(
         self=base,
         cancel=f"{base}/cancel",
+        pause=f"{base}/pause",
+        resume=f"{base}/resume",
+        retry=f"{base}/retry",
         logs=f"{base}/logs",
         events=f"{base}/events",
+        attempts=f"{base}/attempts",
         search=f"/v1/searches/{job.id}" if job.kind is Kind.SEARCH else None,
     )
 

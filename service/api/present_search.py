@@ -115,8 +115,12 @@ def _links(search: str) -> SearchLinks:
     return SearchLinks(
         self=base,
         cancel=f"{base}/cancel",
+        pause=f"{base}/pause",
+        resume=f"{base}/resume",
+        retry=f"{job}/retry",
         logs=f"{job}/logs",
         events=f"{job}/events",
+        attempts=f"{job}/attempts",
         search=base,
         trials=f"{base}/trials",
         configurations=f"{base}/configurations",

@@ -6,17 +6,21 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from service.api import examples
 from service.api.fields import pointer, scalar
 from service.api.views import FieldProblem, Problem
-from service.errors import CapsError, DatabaseUnavailableError, FieldError, ParameterInvalidError
+from service.errors import CapsError, FieldError, ParameterInvalidError
+from service.queue.engine import outage
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+UNAVAILABLE = 503
+RETRY_AFTER_S = 2
+"""A database that was killed is back within about this time."""
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
@@ -36,8 +40,10 @@ def problem(error: CapsError, request_id: str | None = None) -> Problem:
 
 
 def problem_response(content: Problem, headers: dict[str, str] | None = None) -> Response:
-    """The answer that carries a problem."""
+    """The answer that carries a problem; of what passes by itself it tells when to ask again."""
     body = content.model_dump_json(exclude_none=True)
+    if content.status == UNAVAILABLE:
+        headers = {"Retry-After": str(RETRY_AFTER_S), **(headers or {})}
     return Response(body, content.status, headers, media_type=MEDIA_TYPE)
 
 
@@ -61,6 +67,8 @@ def documented(*errors: type[CapsError]) -> dict[int | str, dict[str, Any]]:
         if kind.status == 422:
             example["errors"] = examples.FIELD_ERRORS
         content = found.setdefault(kind.status, {"description": kind.title, "content": {}})
+        if kind.status == UNAVAILABLE:
+            content["headers"] = {"Retry-After": _RETRY_AFTER}
         media = content["content"].setdefault(
             MEDIA_TYPE, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
         )
@@ -68,12 +76,18 @@ def documented(*errors: type[CapsError]) -> dict[int | str, dict[str, Any]]:
     return found
 
 
+_RETRY_AFTER = {
+    "description": "Seconds after which to ask again.",
+    "schema": {"type": "integer", "example": RETRY_AFTER_S},
+}
+
+
 def install(app: FastAPI) -> None:
     """Answer every error with a problem."""
     app.add_exception_handler(CapsError, _caps_error)
     app.add_exception_handler(RequestValidationError, _bad_parameter)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OperationalError, _database_error)
+    app.add_exception_handler(SQLAlchemyError, _database_error)
 
 
 async def _caps_error(request: Request, error: Exception) -> Response:
@@ -91,8 +105,13 @@ async def _bad_parameter(request: Request, error: Exception) -> Response:
 
 
 async def _database_error(request: Request, error: Exception) -> Response:
-    logger.error("the database failed", exc_info=error)
-    return problem_response(problem(DatabaseUnavailableError(), _request_id(request)))
+    """An outage is told as such; a fault of ours goes on, to become an internal problem."""
+    assert isinstance(error, SQLAlchemyError)
+    told = outage(error)
+    if told is None:
+        raise error
+    logger.warning("%s: %s", told.detail, str(error).partition("\n")[0][:300])
+    return problem_response(problem(told, _request_id(request)))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -42,8 +42,12 @@ _VALUES = {
 LINKS = {
     "self": "/v1/searches/6ak4ztb3v1xk",
     "cancel": "/v1/searches/6ak4ztb3v1xk/cancel",
+    "pause": "/v1/searches/6ak4ztb3v1xk/pause",
+    "resume": "/v1/searches/6ak4ztb3v1xk/resume",
+    "retry": "/v1/jobs/6ak4ztb3v1xk/retry",
     "logs": "/v1/jobs/6ak4ztb3v1xk/logs",
     "events": "/v1/jobs/6ak4ztb3v1xk/events",
+    "attempts": "/v1/jobs/6ak4ztb3v1xk/attempts",
     "search": "/v1/searches/6ak4ztb3v1xk",
     "trials": "/v1/searches/6ak4ztb3v1xk/trials",
     "configurations": "/v1/searches/6ak4ztb3v1xk/configurations",
@@ -109,6 +113,7 @@ SEARCH: dict[str, Any] = ITEM | {
 ACCEPTED = SEARCH | {
     "state": "QUEUED",
     "phase": "waiting",
+    "waiting_reason": "next in the queue; it is about to be looked at",
     "position": 1,
     "attempt": 0,
     "progress": None,
@@ -119,6 +124,8 @@ ACCEPTED = SEARCH | {
 }
 
 CANCELLING = SEARCH | {"phase": "cancelling", "desired": "cancel"}
+
+PAUSING = SEARCH | {"phase": "pausing", "desired": "pause"}
 
 PAGE = {"searches": [ITEM], "next_cursor": None}
 

@@ -1,4 +1,4 @@
-"""/v1/searches: submit, preview, list, look, cancel, retry, promote."""
+"""/v1/searches: submit, preview, list, look, promote."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -10,13 +10,13 @@ from service.api import search_examples as examples
 from service.api.body import json_body, optional_json_body
 from service.api.described import accepted, answer, body_of
 from service.api.fields import explain
-from service.api.jobs import check_origin
 from service.api.parameters import FILTERS, Cursor, Filter, Limit, only
 from service.api.parsing import SEARCH_HINT, invalid_spec, parse, parse_search
 from service.api.problems import documented
 from service.api.promotion import Promotion, promoted
 from service.api.search_views import SearchPage, SearchView
 from service.api.services import Given
+from service.api.submitting import KEY_ERRORS, IdempotencyKey, check_origin, check_room, queued
 from service.api.views import JobView
 from service.errors import (
     BodyInvalidError,
@@ -24,21 +24,23 @@ from service.errors import (
     CapsError,
     CursorInvalidError,
     DatabaseUnavailableError,
-    JobConflictError,
-    JobEndedError,
+    KeyReusedError,
     MediaTypeError,
     NoScoreError,
-    NothingToRetryError,
     ParameterInvalidError,
     SearchNotFoundError,
     SpecInvalidError,
 )
-from service.queue.job import Desired, Job, Kind, State
+from service.queue.job import Job, Kind
 from workers.search_preview import SearchPreview, preview
 from workers.search_specs import SearchSpec
-from workers.trials import TrialState
 
 router = APIRouter(prefix="/v1/searches", tags=["searches"])
+
+_ANOTHER_BEST = (
+    "the search may have found another best configuration since: name `configuration`, or look "
+    "at the job that the key has made"
+)
 
 SearchId = Annotated[str, Path(description="The search's id.", examples=["6ak4ztb3v1xk"])]
 
@@ -68,18 +70,24 @@ _PROMOTION_BODY = body_of(
     openapi_extra=_SEARCH_BODY,
     responses={
         202: accepted(examples.ACCEPTED, "Accepted: the search is queued"),
-        **documented(*BODY_ERRORS, DatabaseUnavailableError),
+        **documented(*BODY_ERRORS, *KEY_ERRORS, DatabaseUnavailableError),
     },
 )
 def submit_search(
-    body: Annotated[bytes, Depends(json_body)], given: Given, response: Response
+    body: Annotated[bytes, Depends(json_body)],
+    given: Given,
+    response: Response,
+    key: IdempotencyKey,
 ) -> SearchView:
     """Queue a search. The whole space is validated before anything runs."""
     spec = parse_search(body)
-    check_origin(given, spec.base.init_from, "/base/init_from", SEARCH_HINT)
-    job = given.store.add(spec)
-    given.wake()
-    view = _present(given, job)
+
+    def check() -> None:
+        check_origin(given, spec.base.init_from, "/base/init_from", SEARCH_HINT)
+        check_room(given, spec, "/base/resources")
+
+    job = queued(given, spec, key, response, check)
+    view = present(given, job)
     response.headers["Location"] = view.links.self
     return view
 
@@ -130,44 +138,7 @@ def list_searches(
 )
 def get_search(search_id: SearchId, given: Given) -> SearchView:
     """Look at a search: state, how many trials are where, the best configuration."""
-    return _present(given, given.search(search_id))
-
-
-@router.post(
-    "/{search_id}/cancel",
-    status_code=202,
-    responses={
-        202: answer(examples.CANCELLING, "The search will end: look at its `state`"),
-        **documented(SearchNotFoundError, JobEndedError, DatabaseUnavailableError),
-    },
-)
-def cancel_search(search_id: SearchId, given: Given) -> SearchView:
-    """End a search: its trials are stopped, what is finished stays. Idempotent."""
-    job = given.store.set_desired(given.search(search_id).id, Desired.CANCEL)
-    given.wake()
-    return _present(given, job)
-
-
-@router.post(
-    "/{search_id}/retry-failed",
-    status_code=202,
-    responses={
-        202: answer(examples.ACCEPTED, "The search is queued again"),
-        **documented(
-            SearchNotFoundError, NothingToRetryError, JobConflictError, DatabaseUnavailableError
-        ),
-    },
-)
-def retry_failed(search_id: SearchId, given: Given) -> SearchView:
-    """Run what failed or was cut off of an ended search again; what succeeded stays as it is."""
-    job = given.search(search_id)
-    left = (TrialState.FAILED, TrialState.CANCELLED)
-    # A search that was cancelled, or lost its driver, has trials left that nobody has chosen yet.
-    if job.state is State.SUCCEEDED and not any(t.state in left for t in given.trials(job)):
-        raise NothingToRetryError(f"no trial of search {job.id} failed or was cut off")
-    job = given.store.reopen(job.id)
-    given.wake()
-    return _present(given, job)
+    return present(given, given.search(search_id))
 
 
 @router.post(
@@ -176,7 +147,13 @@ def retry_failed(search_id: SearchId, given: Given) -> SearchView:
     openapi_extra=_PROMOTION_BODY,
     responses={
         202: accepted(examples.PROMOTED, "Accepted: a training job is queued"),
-        **documented(SearchNotFoundError, NoScoreError, *BODY_ERRORS, DatabaseUnavailableError),
+        **documented(
+            SearchNotFoundError,
+            NoScoreError,
+            *BODY_ERRORS,
+            *KEY_ERRORS,
+            DatabaseUnavailableError,
+        ),
     },
 )
 def promote(
@@ -184,18 +161,26 @@ def promote(
     body: Annotated[bytes, Depends(optional_json_body)],
     given: Given,
     response: Response,
+    key: IdempotencyKey,
 ) -> JobView:
     """Queue a full training job from the best configuration, or from the one that is named."""
     search = given.search(search_id)
     promotion = parse(body, Promotion, hint="all fields may be left out")
     spec = promoted(search, given.trials(search), promotion)
-    check_origin(given, spec.init_from, "/set/init_from")
-    job = given.store.add(spec)
-    given.wake()
+
+    def check() -> None:
+        check_origin(given, spec.init_from, "/set/init_from")
+        check_room(given, spec, "/set/resources")
+
+    try:
+        job = queued(given, spec, key, response, check)
+    except KeyReusedError as error:
+        raise KeyReusedError(error.detail, hint=_ANOTHER_BEST) from None
     view = given.presenter([job]).job(job)
     response.headers["Location"] = view.links.self
     return view
 
 
-def _present(given: Given, job: Job) -> SearchView:
+def present(given: Given, job: Job) -> SearchView:
+    """The view of one search."""
     return given.search_presenter([job]).search(job, given.trials(job))

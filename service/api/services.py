@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from service.api.present import Presenter
 from service.api.present_search import SearchPresenter, settled
+from service.capacity import Capacity
 from service.errors import JobNotFoundError, SearchNotFoundError
 from service.queue.job import Job, Kind
 from service.queue.store import Store
@@ -32,14 +33,17 @@ class Services:
     probes: Mapping[str, Probe]
     wake: Callable[[], None]
     """Makes the reconciler look at once."""
+    capacity: Capacity
+    """What the cluster could ever hold."""
     tables: TrialTables = field(default_factory=TrialTables)
     """The trials of searches."""
 
     def presenter(self, jobs: list[Job]) -> Presenter:
         """A presenter that knows the places of `jobs` in the queue."""
-        positions = self.store.positions([job.id for job in jobs if job.state == "QUEUED"])
-        settings = self.settings
-        return Presenter(settings.storage_root, settings.mlflow_link, self.store.now(), positions)
+        queued = [job.id for job in jobs if job.state == "QUEUED"]
+        positions = self.store.positions(queued) if queued else {}
+        now = self.store.about_now()
+        return Presenter(self.settings.storage_root, self.settings.mlflow_link, now, positions)
 
     def search_presenter(self, jobs: list[Job]) -> SearchPresenter:
         """A presenter of searches."""
@@ -61,7 +65,9 @@ class Services:
         return settled(job, self.tables.trials(self.settings.storage_root, job.id, job.attempt))
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    # Not a plain function, here and in other dependencies that wait for nothing: FastAPI would
+    # have a thread run it.
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

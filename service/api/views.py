@@ -83,9 +83,14 @@ class JobLinks(View):
     """Where more about the job is found."""
 
     self: str
+    """Also what a DELETE goes to, once the job has ended."""
     cancel: str
+    pause: str
+    resume: str
+    retry: str
     logs: str
     events: str
+    attempts: str
     search: str | None = None
     """Of a search: its trials and verbs."""
 
@@ -160,6 +165,43 @@ class EventPage(View):
     events: list[EventView]
     next_after: int
     """Pass it as `after` to read on."""
+
+
+class AttemptView(View):
+    """One try to run a job."""
+
+    number: int
+    """From 1."""
+    created_at: datetime
+    """When it was decided upon."""
+    submitted_at: datetime | None = None
+    """When Ray accepted it."""
+    ended_at: datetime | None = None
+    """When nothing of it was left; null while that is not known."""
+    duration_s: float | None = None
+    """Seconds from `created_at` to its end, or to now."""
+    resumed_step: int | None = None
+    """Optimizer steps that earlier attempts had done; 0 where it began anew."""
+    reason: Reason | None = None
+    """Why it ended."""
+    evidence: str = ""
+    """The line that tells, such as an exception's message."""
+    hint: str | None = None
+    stop_reason: Reason | None = None
+    """Why it was asked to leave, if it was."""
+    stop_requested_at: datetime | None = None
+    killed_at: datetime | None = None
+    """When what was left of it was first killed."""
+    node_id: str | None = None
+    """Ray's node of its first process."""
+    logs: str
+    """Where its log is read."""
+
+
+class AttemptPage(View):
+    """All attempts of a job, the first one first."""
+
+    attempts: list[AttemptView]
 
 
 class HealthView(View):

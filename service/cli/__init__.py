@@ -1,8 +1,20 @@
-"""`capsctl`: the command line. One file a command or family; each adds itself to the app."""
+"""`capsctl`: the command line. One file a command or family, and each adds itself to the app."""
 
 import typer
 
-from service.cli import cancel, events, jobs, logs, schema, search, stack, submit, trials, watch
+from service.cli import (
+    events,
+    explain,
+    jobs,
+    logs,
+    schema,
+    search,
+    stack,
+    submit,
+    trials,
+    verbs,
+    watch,
+)
 from service.cli.output import Commands
 
 app = typer.Typer(
@@ -13,7 +25,9 @@ app = typer.Typer(
     help="Train capsule networks: submit jobs and searches, watch them, run the whole service on "
     "one machine.",
 )
-for _module in (stack, submit, search, watch, jobs, trials, logs, events, cancel, schema):
+for _module in (
+    stack, submit, search, watch, jobs, explain, trials, logs, events, verbs, schema
+):  # fmt: skip
     _module.register(app)
 
 

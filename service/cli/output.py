@@ -25,7 +25,7 @@ Output = Annotated[Format, typer.Option("-o", "--output", help="Text for people,
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
 PIPE_WIDTH = 1000
-_BAD_INPUT = (400, 404, 413, 415, 422)
+_BAD_INPUT = (400, 404, 410, 413, 415, 422)
 
 
 class InputError(CapsError):
@@ -45,11 +45,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (ApiError, CapsError) as error:
-            if wants_json:
-                tell_error_as_json(error)
-            else:
-                tell_error(error)
-            raise typer.Exit(2 if error.status in _BAD_INPUT else 1) from None
+            tell(error, Format.JSON if wants_json else Format.TEXT)
+            raise typer.Exit(exit_status(error)) from None
 
 
 def _wants_json(arguments: list[str]) -> bool:
@@ -59,6 +56,19 @@ def _wants_json(arguments: list[str]) -> bool:
         word in ("-ojson", "--output=json") or (word in ("-o", "--output") and value == "json")
         for word, value in pairs
     )
+
+
+def tell(error: ApiError | CapsError, output: Format) -> None:
+    """The error in the form that was asked for, on standard error."""
+    if output is Format.JSON:
+        tell_error_as_json(error)
+    else:
+        tell_error(error)
+
+
+def exit_status(error: ApiError | CapsError) -> int:
+    """2 where what was typed can't be used, else 1."""
+    return 2 if error.status in _BAD_INPUT else 1
 
 
 def tell_error_as_json(error: ApiError | CapsError) -> None:

@@ -7,7 +7,7 @@ import typer
 from service.api.parsing import parse_search
 from service.cli.documents import encode, load
 from service.cli.output import Format, Output, console, print_json
-from service.cli.submit import tell_next
+from service.cli.submit import Key, tell_next, tell_retry
 from service.cli.watch import watch_and_exit
 from service.client import CapsClient
 from workers.search_preview import SearchPreview
@@ -30,6 +30,7 @@ def search(
     preview: Annotated[
         bool, typer.Option("--preview", help="Print what it amounts to; submit nothing.")
     ] = False,
+    key: Key = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the search to its end.")] = False,
     output: Output = Format.TEXT,
 ) -> None:
@@ -38,11 +39,11 @@ def search(
     if name is not None:
         document["name"] = name
     spec = parse_search(encode(document))
-    with CapsClient() as client:
+    with CapsClient(on_retry=tell_retry()) as client:
         if preview:
             _tell(client.preview(spec), output)
             return
-        found = client.submit_search(spec)
+        found = client.submit_search(spec, key=key)
         if output is Format.JSON:
             print_json(found)
         else:

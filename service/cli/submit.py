@@ -1,5 +1,7 @@
 """`capsctl submit`: a file or a preset becomes a job."""
 
+import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -8,7 +10,15 @@ from service.api.parsing import parse_spec
 from service.cli.documents import encode, load
 from service.cli.output import Format, Output, console, print_json
 from service.cli.watch import watch_and_exit
-from service.client import CapsClient
+from service.client import ApiError, CapsClient
+
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Submitted again with the same key, it is the same job: nothing runs twice.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +35,7 @@ def submit(
         typer.Option("--set", metavar="FIELD=VALUE", help="As model.routing.iterations=1."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The job's name.")] = None,
+    key: Key = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the job to its end.")] = False,
     output: Output = Format.TEXT,
 ) -> None:
@@ -33,8 +44,8 @@ def submit(
     if name is not None:
         document["name"] = name
     spec = parse_spec(encode(document))
-    with CapsClient() as client:
-        job = client.submit(spec)
+    with CapsClient(on_retry=tell_retry()) as client:
+        job = client.submit(spec, key=key)
         if output is Format.JSON:
             print_json(job)
         else:
@@ -45,8 +56,23 @@ def submit(
             tell_next(
                 (f"watch {job.id}", "its progress"),
                 (f"logs -f {job.id}", "what it prints"),
+                (f"explain {job.id}", "why it waits, or failed"),
                 (f"cancel {job.id}", "ends it"),
             )
+
+
+def tell_retry() -> Callable[[ApiError, float], None]:
+    """Says once, on standard error, that a submission is being tried again."""
+    told = False
+
+    def tell(error: ApiError, left_s: float) -> None:
+        nonlocal told
+        if not told:
+            again = f"trying again for up to {left_s:.0f} s; Ctrl-C gives up"
+            print(f"{error.code}: {error.detail}; {again}", file=sys.stderr, flush=True)
+        told = True
+
+    return tell
 
 
 def tell_next(*commands: tuple[str, str]) -> None:

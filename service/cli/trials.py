@@ -10,7 +10,7 @@ from service.api.search_views import TrialView
 from service.cli.documents import setting
 from service.cli.leaderboard import in_a_word, score, values
 from service.cli.output import Format, InputError, Output, console, duration, print_json
-from service.cli.submit import tell_next
+from service.cli.submit import Key, tell_next, tell_retry
 from service.cli.watch import watch_and_exit
 from service.client import CapsClient
 from workers.trials import TrialState
@@ -84,6 +84,7 @@ def promote(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The job's name.")] = None,
     priority: Annotated[int | None, typer.Option(min=-100, max=100)] = None,
+    key: Key = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch the job to its end.")] = False,
     output: Output = Format.TEXT,
 ) -> None:
@@ -91,9 +92,14 @@ def promote(
     changes = dict(setting(text) for text in settings or [])
     if len(changes) < len(settings or []):
         raise InputError("--set: a field is set twice")
-    with CapsClient() as client:
+    with CapsClient(on_retry=tell_retry()) as client:
         job = client.promote(
-            search, configuration=configuration, changes=changes, name=name, priority=priority
+            search,
+            configuration=configuration,
+            changes=changes,
+            name=name,
+            priority=priority,
+            key=key,
         )
         if output is Format.JSON:
             print_json(job)

@@ -79,6 +79,8 @@ def summary(job: JobView) -> str:
         lines.append(f"  {job.evidence}")
     if job.hint:
         lines.append(f"  hint: {job.hint}")
+    if job.state is State.FAILED:
+        lines.append(f"  what happened, and what can be done: capsctl explain {job.id}")
     if job.result:
         lines += [f"  {k}: {v:.6g}" for k, v in job.result.metrics.items() if v is not None]
     if job.mlflow:

@@ -5,7 +5,8 @@ QUEUED -> RUNNING -> SUCCEEDED | FAILED | CANCELLED        (terminal)
   |         |  +-> PAUSED -> QUEUED | CANCELLED
   +---------+      a new attempt, after an error with retries left or a lost worker
 
-Of what is terminal only a search can be QUEUED again: to try its failed trials once more.
+What is terminal is QUEUED again by the user's word alone: a failed or cancelled training that is to
+be retried, a search whose failed trials are.
 """
 
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class Desired(StrEnum):
     RUN = "run"
     PAUSE = "pause"
     CANCEL = "cancel"
+    DELETE = "delete"
+    """Nothing: it has ended, and is to be forgotten with all its files."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,19 @@ class Attempt:
     gone_since: float | None = None
     """When Ray's word was first that the attempt is over, without a result from the worker."""
     ended_at: float | None = None
+    session: str | None = None
+    """The cluster's session in which Ray was called; a restarted head begins another one."""
+    session_lost_at: float | None = None
+    """When another session was first seen."""
+    node_id: str | None = None
+    """Where Ray runs the attempt's first process."""
+    killed_at: float | None = None
+    """When what was left of it was first killed."""
+    resumed_step: int | None = None
+    """Optimizer steps that earlier attempts had done; 0 where it began anew."""
+    reason: Reason | None = None
+    """Why it ended."""
+    evidence: str | None = None
 
     @property
     def submission_id(self) -> str:
@@ -110,6 +126,8 @@ class Job:
     """The worker's `Result` of the last attempt that left one."""
     retry_through: int = 0
     """Of a search: failures of trials in attempts up to this one are void."""
+    owner: str = "local"
+    """Who submitted it."""
     current: Attempt | None = field(default=None, compare=False)
     """The current attempt's record."""
 

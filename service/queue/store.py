@@ -4,49 +4,64 @@ A change of a job is a compare-and-set on (attempt, version). The attempt fences
 holds a record of an earlier attempt changes nothing.
 """
 
-import base64
 import json
-import logging
-import re
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from sqlalchemy import Connection, Row, Select, and_, exists, func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from service.errors import (
-    CursorInvalidError,
+    JobActiveError,
     JobConflictError,
     JobEndedError,
-    JobNotFoundError,
-    JobUnreadableError,
     StaleJobError,
 )
-from service.queue.engine import make_engine, writing
+from service.queue.adding import Outcome, Submission, Submitted, add_all, find_keyed
+from service.queue.engine import make_engine, outage, patiently, reading, writing
 from service.queue.job import AnySpec, Attempt, Desired, Event, Job, Kind, State
-from service.queue.tables import attempts, clock, events, job_labels, jobs
-from workers.attempt import Reason
-from workers.search_specs import TRUSTED, SearchSpec
+from service.queue.places import Places
+from service.queue.rows import (
+    ATTEMPT_COLUMNS,
+    JOB,
+    SHOWN,
+    attempt_of,
+    decode_cursor,
+    encode_cursor,
+    event_of,
+    get_job,
+    readable,
+)
+from service.queue.schema import is_up_to_date, upgrade
+from service.queue.tables import NOT_RUN, UNCLOSED, attempts, clock, events, job_labels, jobs, queue
+from service.queue.tick_lock import tick_lock
+from service.queue.together import Together
+from service.queue.watch import Watch
+from workers.crash import crashing
 
-logger = logging.getLogger(__name__)
-
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
 TERMINAL = tuple(state for state in State if state.terminal)
 
 Jobs = list[Job]  # names that `Store.list` does not hide
 Events = list[Event]
+Attempts = list[Attempt]
 
-_ID = re.compile(r"[a-z0-9-]{1,32}", re.ASCII)
-_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
-_EPOCH_2020 = 1_577_836_800
-_MIGRATION_LOCK = 0x63617073  # "caps", the key of PostgreSQL's advisory lock
+SUBMITTED_TOGETHER = 64
+LOOKED_UP_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -81,72 +96,118 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.engine = make_engine(url)
+        self._reader = reading(self.engine)
         self._writer = writing(self.engine)
+        self._watch = Watch(self.now)
+        self._places = Places()
+        self._lookups = Together(self._positions_of_all, most=LOOKED_UP_TOGETHER)
+        self._submissions = Together(self._submit_all, most=SUBMITTED_TOGETHER)
 
     def migrate(self) -> None:
         """Bring the schema up to date; several processes may do so at once."""
-        config = AlembicConfig()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self._writer.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                lock = text("SELECT pg_advisory_xact_lock(:key)")
-                connection.execute(lock, {"key": _MIGRATION_LOCK})
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        with self.engine.connect() as connection:
+            if is_up_to_date(connection):
+                return
+        with self._writer.begin() as connection, patiently(connection):
+            upgrade(connection)
 
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
 
+    def queue_id(self) -> str:
+        """Which queue this is: by it Ray's jobs are told from those of another one."""
+        with self.engine.connect() as connection:
+            return str(connection.execute(select(queue.c.id)).scalar_one())
+
+    def tick_lock(self) -> AbstractContextManager[bool]:
+        """The right to look at the jobs and act, until the end of the block; false without it."""
+        return tick_lock(self.engine)
+
     # ------------------------------------------------------------------------------- reading
 
     def now(self) -> float:
         """The database's clock, in seconds since 1970."""
-        with self.engine.connect() as connection:
+        with self._reader.connect() as connection:
             return _now(connection)
+
+    def about_now(self) -> float:
+        """The same within some milliseconds, without asking the database each time."""
+        return self._watch.now()
 
     def ping(self) -> None:
         """Raise whatever keeps the database from answering."""
-        with self.engine.connect() as connection:
+        with self._reader.connect() as connection:
             connection.execute(select(jobs.c.id).limit(1))
 
     def get(self, job_id: str) -> Job:
         """Raises JobNotFoundError."""
-        with self.engine.connect() as connection:
-            return _get(connection, job_id)
+        with self._reader.connect() as connection:
+            return get_job(connection, job_id)
 
     def list(self, filter: JobFilter, cursor: str | None = None, limit: int = 50) -> Page:
         """A page of jobs, the newest first; jobs that come meanwhile do not shift it."""
-        query = _filtered(_JOB, filter).order_by(jobs.c.id.desc()).limit(limit + 1)
+        query = _filtered(JOB, filter).order_by(jobs.c.id.desc()).limit(limit + 1)
         if cursor is not None:
-            query = query.where(jobs.c.id < _decode_cursor(cursor))
+            query = query.where(jobs.c.id < decode_cursor(cursor))
         rows = self._rows(query)
         more = len(rows) > limit
-        return Page(_readable(rows[:limit]), _encode_cursor(rows[limit - 1].id) if more else None)
+        return Page(readable(rows[:limit]), encode_cursor(rows[limit - 1].id) if more else None)
 
-    def active(self) -> Jobs:
-        """Jobs that have not ended: the highest priority first, then the oldest."""
-        query = _JOB.where(jobs.c.state.not_in(TERMINAL))
-        return _readable(self._rows(query.order_by(jobs.c.priority.desc(), jobs.c.id)))
+    def running(self) -> Jobs:
+        """Jobs with an attempt that may be alive, in the queue's order."""
+        query = JOB.where(jobs.c.state == State.RUNNING)
+        return readable(self._rows(query.order_by(*_QUEUE_ORDER)))
 
-    def unclosed(self) -> Jobs:
-        """Ended jobs whose MLflow run may not carry the final status yet; the oldest first."""
-        query = _JOB.where(
-            jobs.c.run_closed.is_(False), jobs.c.state.in_(TERMINAL), jobs.c.run_id.is_not(None)
+    def claimable(self, now: float, after: Job | None = None, limit: int = 100) -> Jobs:
+        """Queued jobs that may start at `now`: the highest priority first, then the oldest."""
+        due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
+        query = JOB.where(jobs.c.state == State.QUEUED, jobs.c.desired == Desired.RUN, due)
+        if after is not None:
+            query = query.where(_behind(after.spec.priority, after.id))
+        return readable(self._rows(query.order_by(*_QUEUE_ORDER).limit(limit)))
+
+    def unsettled(self, limit: int = 500) -> Jobs:
+        """Jobs that wait, and whose user wants something else of them."""
+        stopped = select(jobs.c.id).where(NOT_RUN, jobs.c.state == State.QUEUED)
+        resumed = select(jobs.c.id).where(
+            jobs.c.state == State.PAUSED, jobs.c.desired != Desired.PAUSE
         )
-        return _readable(self._rows(query.order_by(jobs.c.id)))
+        found = jobs.c.id.in_(stopped.union_all(resumed))  # not `or`: SQLite would read all jobs
+        return readable(self._rows(JOB.where(found).order_by(jobs.c.id).limit(limit)))
+
+    def unclosed(self, limit: int = 50) -> Jobs:
+        """Ended jobs whose MLflow run may not carry the final status yet; the oldest first."""
+        query = JOB.where(UNCLOSED, jobs.c.state.in_(TERMINAL))
+        return readable(self._rows(query.order_by(jobs.c.id).limit(limit)))
+
+    def deleted(self, limit: int = 50) -> Sequence[str]:
+        """Jobs that are to be forgotten, by their ids."""
+        query = select(jobs.c.id).where(NOT_RUN, jobs.c.desired == Desired.DELETE).limit(limit)
+        return [row.id for row in self._rows(query)]
+
+    def current(self, job_ids: Iterable[str]) -> dict[str, tuple[State, int]]:
+        """State and number of the current attempt of those of these jobs that exist."""
+        query = select(jobs.c.id, jobs.c.state, jobs.c.attempt).where(jobs.c.id.in_(list(job_ids)))
+        return {row.id: (State(row.state), row.attempt) for row in self._rows(query)}
 
     def positions(self, job_ids: Iterable[str]) -> dict[str, int]:
-        """Places in the queue, from 1, of those that are queued."""
-        place = func.row_number().over(order_by=(jobs.c.priority.desc(), jobs.c.id))
-        queue = (
-            select(jobs.c.id, place.label("place"))
-            .where(jobs.c.state == State.QUEUED)
-            .subquery("queue")
-        )
-        query = select(queue.c.id, queue.c.place).where(queue.c.id.in_(list(job_ids)))
-        with self.engine.connect() as connection:
-            return {row.id: row.place for row in connection.execute(query)}
+        """Places in the queue, from 1, of those that are queued; see `Places`."""
+        return self._lookups.one(list(job_ids))
+
+    def _positions_of_all(self, asked: Sequence[Sequence[str]]) -> Sequence[dict[str, int]]:
+        """Several threads' questions by one statement; each finds its own in the answer."""
+        everybody = {job_id for job_ids in asked for job_id in job_ids}
+        with self._reader.connect() as connection:
+            found = self._places.of(connection, everybody)
+        return [{id: found[id] for id in job_ids if id in found} for job_ids in asked]
+
+    def attempts(self, job_id: str) -> Attempts:
+        """A job's attempts, by number. Raises JobNotFoundError."""
+        query = select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
+        with self._reader.connect() as connection:
+            get_job(connection, job_id)
+            return [attempt_of(row) for row in connection.execute(query)]
 
     def events(self, job_id: str, after: int = 0, limit: int = 100) -> Events:
         """A job's history in order, beyond the event `after`."""
@@ -156,41 +217,101 @@ class Store:
             .order_by(events.c.id)
             .limit(limit)
         )
-        with self.engine.connect() as connection:
-            return [_event(row) for row in connection.execute(query)]
+        with self._reader.connect() as connection:
+            return [event_of(row) for row in connection.execute(query)]
+
+    def find_keyed(self, owner: str, key: str, spec: AnySpec) -> Job | None:
+        """The job that the same submission made before.
+
+        Raises KeyReusedError where the key came with another specification, JobDeletedError.
+        """
+        with self._reader.connect() as connection:
+            return find_keyed(connection, Submission(spec, owner, key))
 
     # ------------------------------------------------------------------------------- writing
 
-    def add(self, spec: AnySpec) -> Job:
-        """Queue a new job."""
+    def add(
+        self, spec: AnySpec, *, owner: str = "local", idempotency_key: str | None = None
+    ) -> Job:
+        """Queue a new job; with the key of an earlier submission, find that one's job.
+
+        Raises KeyReusedError where the key came with another specification, JobDeletedError.
+        """
+        return self.submit(spec, owner=owner, idempotency_key=idempotency_key).job
+
+    def submit(self, spec: AnySpec, *, owner: str, idempotency_key: str | None) -> Submitted:
+        """As `add`, and tells whether the job is one of before.
+
+        What several threads submit at the same time is committed together.
+        """
+        return self._submissions.one(Submission(spec, owner, idempotency_key))
+
+    def _submit_all(self, submissions: Sequence[Submission]) -> Sequence[Outcome]:
+        if len(submissions) == 1:
+            return [self._submit_one(submissions[0])]
+        try:
+            with self._writing("add") as connection:
+                return add_all(connection, submissions)
+        except Exception as error:
+            if isinstance(error, SQLAlchemyError) and outage(error):
+                raise
+        return [self._told(submission) for submission in submissions]
+
+    def _told(self, submission: Submission) -> Outcome:
+        try:
+            return self._submit_one(submission)
+        except Exception as error:  # its own: the others are queued all the same
+            return error
+
+    def _submit_one(self, submission: Submission) -> Outcome:
         for _ in range(9):
             try:
-                with self._writer.begin() as connection:
-                    return _add(connection, spec)
-            except IntegrityError:  # another job got the same random id in the same millisecond
+                with self._writing("add") as connection:
+                    return add_all(connection, [submission])[0]
+            except IntegrityError:  # another one got the same random id, or came with the same key
                 continue
         raise RuntimeError("no free job id in 9 tries")
 
     def set_desired(self, job_id: str, desired: Desired) -> Job:
         """Say what the user wants; a cancel is final. Raises JobNotFoundError, JobEndedError."""
-        with self._writer.begin() as connection:
-            job = _get(connection, job_id, lock=True)
-            if (job.state.terminal and job.state != _ENDS_AS.get(desired)) or (
-                job.desired is Desired.CANCEL and desired is not Desired.CANCEL
-            ):
+        with self._writing("set-desired") as connection:
+            job = get_job(connection, job_id, lock=True)
+            if job.state.terminal and job.state != _ENDS_AS.get(desired):
                 raise JobEndedError(f"job {job.id} is {job.state}: it can't change any more")
+            if job.desired is Desired.CANCEL and desired is not Desired.CANCEL:
+                raise JobEndedError(f"job {job.id} is being cancelled: it can't change any more")
             if job.state.terminal or job.desired is desired:
                 return job
-            event = NewEvent(f"{desired}-requested", f"asked to {desired}")
+            name = "resume" if desired is Desired.RUN else desired.value
+            event = NewEvent(f"{name}-requested", f"asked to {name}")
             return _change(connection, job, event, {"desired": desired})
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again; it goes on from its newest checkpoint.
+
+        Raises JobNotFoundError, JobConflictError where it has not ended, or has succeeded.
+        """
+        with self._writing("retry") as connection:
+            job = get_job(connection, job_id, lock=True)
+            if not job.state.terminal:
+                raise JobConflictError(
+                    f"job {job.id} is {job.state}", hint="retry is for jobs that have ended"
+                )
+            if job.state is State.SUCCEEDED:
+                raise JobConflictError(
+                    f"job {job.id} has succeeded",
+                    hint="submit a new job; `init_from` continues from this one's checkpoint",
+                )
+            event = NewEvent("retry-requested", "asked to try again")
+            return _change(connection, job, event, _AFRESH)
 
     def reopen(self, job_id: str) -> Job:
         """Queue an ended search again: all that failed up to now is void.
 
         Raises JobNotFoundError, JobConflictError where it is no search or has not ended.
         """
-        with self._writer.begin() as connection:
-            job = _get(connection, job_id, lock=True)
+        with self._writing("reopen") as connection:
+            job = get_job(connection, job_id, lock=True)
             if job.kind is not Kind.SEARCH:
                 raise JobConflictError(f"job {job.id} is a training and has no trials")
             if not job.state.terminal:
@@ -199,29 +320,44 @@ class Store:
                     hint="retry-failed is for searches that have ended",
                 )
             event = NewEvent("retry-failed", "asked to run the failed trials again")
-            changes = {
-                "state": State.QUEUED,
-                "desired": Desired.RUN,
-                "retry_through": job.attempt,
-                "reason": None,
-                "evidence": "",
-                "waiting_reason": "",
-                "not_before": None,
-                "finished_at": None,
-                "errors": 0,
-                "losses": 0,
-                "run_closed": False,
-            }
-            return _change(connection, job, event, changes)
+            return _change(connection, job, event, {**_AFRESH, "retry_through": job.attempt})
 
-    def start_attempt(self, job: Job, event: NewEvent) -> Job:
+    def request_delete(self, job_id: str) -> None:
+        """Have an ended job forgotten with all its files; nobody finds it from now on.
+
+        Raises JobNotFoundError, JobActiveError where it has not ended.
+        """
+        with self._writing("request-delete") as connection:
+            job = get_job(connection, job_id, lock=True)
+            if not job.state.terminal:
+                raise JobActiveError(f"job {job.id} is {job.state}")
+            event = NewEvent("delete-requested", "asked to delete")
+            _change(connection, job, event, {"desired": Desired.DELETE}, hidden=True)
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job that is to be deleted, with its attempts and events."""
+        ours = and_(jobs.c.id == job_id, jobs.c.desired == Desired.DELETE)
+        with self._writing("remove") as connection:
+            connection.execute(delete(jobs).where(ours))
+
+    def start_attempt(self, job: Job, event: NewEvent, session: str | None = None) -> Job:
         """Begin the next attempt: RUNNING, with a row of its own, before Ray hears of it.
 
         Why the attempt before ended, and what the job waited for, is cleared: it is history.
+
+        Args:
+            job: The record as it was read.
+            event: The line of history that tells of it.
+            session: The cluster's session in which Ray will be called.
         """
         number = job.attempt + 1
-        with self._writer.begin() as connection:
-            attempt = {"job_id": job.id, "number": number, "created_at": clock()}
+        with self._writing("start-attempt") as connection:
+            attempt = {
+                "job_id": job.id,
+                "number": number,
+                "created_at": clock(),
+                "session": session,
+            }
             changes = {
                 "attempt": number,
                 "state": State.RUNNING,
@@ -234,7 +370,7 @@ class Store:
             _compare_and_set(connection, job, changes)
             connection.execute(insert(attempts).values(attempt))
             _record(connection, job.id, number, event)
-            return _get(connection, job.id)
+            return get_job(connection, job.id)
 
     def update(
         self,
@@ -251,67 +387,52 @@ class Store:
             attempt: Changes to the current attempt's row.
             changes: New values of the job's fields.
         """
-        with self._writer.begin() as connection:
+        with self._writing("update") as connection:
             return _change(connection, job, event, changes, attempt)
 
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Connection]:
+        """A transaction that may write, and at whose both ends a crash can be played."""
+        with crashing(f"commit.{name}"), self._writer.begin() as connection:
+            yield connection
+
     def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
-        with self.engine.connect() as connection:
+        with self._reader.connect() as connection:
             return connection.execute(query).all()
 
 
 _ENDS_AS = {Desired.CANCEL: State.CANCELLED}
 
-_ATTEMPT_COLUMNS = [c for c in attempts.c if c.name != "job_id"]
-_JOB = select(jobs, *(c.label(f"attempt_{c.name}") for c in _ATTEMPT_COLUMNS)).outerjoin(
-    attempts, and_(attempts.c.job_id == jobs.c.id, attempts.c.number == jobs.c.attempt)
-)
+_QUEUE_ORDER = (jobs.c.priority.desc(), jobs.c.id)
+
+_AFRESH: Mapping[str, Any] = {
+    "state": State.QUEUED,
+    "desired": Desired.RUN,
+    "reason": None,
+    "evidence": "",
+    "waiting_reason": "",
+    "not_before": None,
+    "finished_at": None,
+    "errors": 0,
+    "losses": 0,
+    "run_closed": False,
+}
+"""An ended job that is to run again."""
+
 _JOB_CHANGES = frozenset(c.name for c in jobs.c) - {
     "id", "kind", "spec", "name", "experiment", "priority", "version", "created_at", "updated_at",
+    "owner",
 }  # fmt: skip
-_ATTEMPT_CHANGES = frozenset(c.name for c in _ATTEMPT_COLUMNS) - {"number", "created_at"}
+_ATTEMPT_CHANGES = frozenset(c.name for c in ATTEMPT_COLUMNS) - {"number", "created_at"}
 
 
 def _now(connection: Connection) -> float:
     return float(connection.execute(select(clock())).scalar_one())
 
 
-def _get(connection: Connection, job_id: str, *, lock: bool = False) -> Job:
-    query = _JOB.where(jobs.c.id == job_id)
-    if lock:  # SQLite has no FOR UPDATE, and no need: BEGIN IMMEDIATE lets one writer in
-        query = query.with_for_update(of=jobs)
-    row = connection.execute(query).one_or_none() if _ID.fullmatch(job_id) else None
-    if row is None:
-        raise JobNotFoundError(f"there is no job {job_id[:40]!r}")
-    return _job(row)
-
-
-def _add(connection: Connection, spec: AnySpec) -> Job:
-    now = _now(connection)
-    job = {
-        "id": _new_id(now),
-        "kind": Kind.SEARCH if isinstance(spec, SearchSpec) else Kind.TRAIN,
-        "name": spec.name,
-        "experiment": spec.experiment,
-        "priority": spec.priority,
-        "spec": spec.model_dump_json(),
-        "desired": Desired.RUN,
-        "state": State.QUEUED,
-        "attempt": 0,
-        "version": 1,
-        "created_at": now,
-        "updated_at": now,
-        "evidence": "",
-        "waiting_reason": "",
-        "errors": 0,
-        "losses": 0,
-        "run_closed": False,
-    }
-    connection.execute(insert(jobs).values(_plain(job)))
-    if spec.labels:
-        labels = [{"job_id": job["id"], "key": k, "value": v} for k, v in spec.labels.items()]
-        connection.execute(insert(job_labels), labels)
-    _record(connection, str(job["id"]), 0, NewEvent("submitted", f"submitted as {spec.name!r}"))
-    return _get(connection, str(job["id"]))
+def _behind(priority: int, job_id: str) -> ColumnElement[bool]:
+    """Whether a job comes later in the queue's order."""
+    return or_(jobs.c.priority < priority, and_(jobs.c.priority == priority, jobs.c.id > job_id))
 
 
 def _change(
@@ -320,6 +441,8 @@ def _change(
     event: NewEvent | None,
     changes: Mapping[str, Any],
     attempt: Mapping[str, Any] | None = None,
+    *,
+    hidden: bool = False,
 ) -> Job:
     if unknown := (changes.keys() - _JOB_CHANGES) | ((attempt or {}).keys() - _ATTEMPT_CHANGES):
         raise ValueError(f"no fields that change: {', '.join(sorted(unknown))}")
@@ -329,7 +452,7 @@ def _change(
         connection.execute(update(attempts).where(current).values(_plain(attempt)))
     if event is not None:
         _record(connection, job.id, job.attempt, event)
-    return _get(connection, job.id)
+    return get_job(connection, job.id, hidden=hidden)
 
 
 def _compare_and_set(connection: Connection, job: Job, changes: Mapping[str, Any]) -> None:
@@ -361,6 +484,7 @@ def _record(connection: Connection, job_id: str, attempt: int, event: NewEvent) 
 
 
 def _filtered(query: Select[Any], filter: JobFilter) -> Select[Any]:
+    query = query.where(SHOWN)
     if filter.experiment is not None:
         query = query.where(jobs.c.experiment == filter.experiment)
     if filter.kinds:
@@ -368,85 +492,8 @@ def _filtered(query: Select[Any], filter: JobFilter) -> Select[Any]:
     if filter.states:
         query = query.where(jobs.c.state.in_(filter.states))
     for key, value in filter.labels.items():
-        label = and_(
-            job_labels.c.job_id == jobs.c.id, job_labels.c.key == key, job_labels.c.value == value
+        labelled = select(job_labels.c.job_id).where(
+            job_labels.c.key == key, job_labels.c.value == value
         )
-        query = query.where(exists().where(label))
+        query = query.where(jobs.c.id.in_(labelled))
     return query
-
-
-def _readable(rows: Iterable[Row[Any]]) -> Jobs:
-    """Without jobs whose specification needs a package that is gone: the others must go on."""
-    found = []
-    for row in rows:
-        try:
-            found.append(_job(row))
-        except JobUnreadableError:
-            logger.exception("a job is left out")
-    return found
-
-
-@lru_cache(maxsize=512)
-def _parsed(kind: str, spec: str) -> AnySpec:
-    """A specification never changes, and to validate a search's whole space takes a while."""
-    return Kind(kind).spec.model_validate_json(spec, context=TRUSTED)
-
-
-def _job(row: Row[Any]) -> Job:
-    try:
-        spec = _parsed(row.kind, row.spec)
-    except ValueError as error:  # also a kind, or a specification, of a later release
-        raise JobUnreadableError(f"job {row.id}: {error}") from error
-    current = None
-    if row.attempt_number is not None:
-        current = Attempt(
-            job_id=row.id, **{c.name: getattr(row, f"attempt_{c.name}") for c in _ATTEMPT_COLUMNS}
-        )
-    return Job(
-        id=row.id,
-        spec=spec,
-        desired=Desired(row.desired),
-        state=State(row.state),
-        attempt=row.attempt,
-        version=row.version,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        not_before=row.not_before,
-        reason=Reason(row.reason) if row.reason else None,
-        evidence=row.evidence,
-        waiting_reason=row.waiting_reason,
-        errors=row.errors,
-        losses=row.losses,
-        experiment_id=row.experiment_id,
-        run_id=row.run_id,
-        run_closed=row.run_closed,
-        result=json.loads(row.result) if row.result else None,
-        retry_through=row.retry_through,
-        current=current,
-    )
-
-
-def _event(row: Row[Any]) -> Event:
-    return Event(**{**row._mapping, "data": json.loads(row.data)})
-
-
-def _new_id(now: float) -> str:
-    """8 characters of milliseconds since 2020, then 4 random ones: sorts by age until 2054."""
-    number = (int((now - _EPOCH_2020) * 1000) << 20) | secrets.randbits(20)
-    return "".join(_DIGITS[(number >> shift) & 31] for shift in range(55, -1, -5))
-
-
-def _encode_cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
-
-
-def _decode_cursor(cursor: str) -> str:
-    try:
-        job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except ValueError:
-        raise CursorInvalidError from None
-    if not _ID.fullmatch(job_id):
-        raise CursorInvalidError
-    return job_id

@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -30,6 +31,12 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+NOT_RUN = text("desired <> 'run'")
+"""Said word by word as in the index of these few jobs: a parameter would hide that it serves."""
+
+UNCLOSED = text("NOT run_closed AND run_id IS NOT NULL")
+"""Likewise: jobs whose runs in MLflow are open."""
 
 jobs = Table(
     "jobs",
@@ -59,9 +66,13 @@ jobs = Table(
     Column("run_closed", Boolean, nullable=False),
     Column("result", Text),
     Column("retry_through", Integer, nullable=False, server_default="0"),
-    Index(None, "state", "priority", "id"),  # the queue's order, and a list by state
+    Column("owner", String(100), nullable=False, server_default="local"),
+    Index("ix_jobs_queue", "state", text("priority DESC"), "id"),  # its order
     Index(None, "experiment", "id"),
     Index(None, "kind", "id"),
+    Index("ix_jobs_not_run", "id", sqlite_where=NOT_RUN, postgresql_where=NOT_RUN),
+    Index("ix_jobs_unclosed", "id", sqlite_where=UNCLOSED, postgresql_where=UNCLOSED),
+    Index(None, "state", "id"),
     Index(None, "run_closed", "state"),  # the sweeper of MLflow's runs
 )
 
@@ -86,6 +97,13 @@ attempts = Table(
     Column("stop_requested_at", Double),
     Column("gone_since", Double),
     Column("ended_at", Double),
+    Column("session", String(100)),
+    Column("session_lost_at", Double),
+    Column("node_id", String(100)),
+    Column("killed_at", Double),
+    Column("resumed_step", Integer),
+    Column("reason", String(32)),
+    Column("evidence", Text),
 )
 
 events = Table(
@@ -101,6 +119,21 @@ events = Table(
     Column("data", Text, nullable=False),
     Index(None, "job_id", "id"),
 )
+
+
+# Keys outlive their jobs: a submission repeated after the deletion runs nothing again.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("owner", String(100), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("job_id", String(32), nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+# One row, made by the migration: two queues may share a cluster, and each knows its own jobs there.
+queue = Table("queue", metadata, Column("id", String(32), primary_key=True))
 
 
 class clock(FunctionElement[float]):  # noqa: N801 - reads as the SQL function that it is

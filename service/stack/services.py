@@ -13,6 +13,7 @@ import httpx
 from service.cluster import RayCluster
 from service.demand import DRIVER_SLOT
 from service.errors import ClusterUnavailableError
+from service.settings import RECONNECT_TIMEOUT_S
 from service.stack.processes import HOME_TAG, SERVICE_TAG
 from service.stack.state import StackState, token_path
 
@@ -101,6 +102,7 @@ def _ray(home: Path, state: StackState, cpus: int | None, gpus: int | None) -> S
         # Without it Ray rewrites 127.0.0.1 to the host's public address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": f"{RECONNECT_TIMEOUT_S:.0f}",
     }
 
     def ready() -> bool:
@@ -155,6 +157,7 @@ def _api(home: Path, state: StackState) -> Service:
         "CAPS_RAY_TOKEN_PATH": str(token_path(home)),
         "CAPS_MLFLOW_URI": state.mlflow_url,
         "CAPS_STACK_ID": state.stack_id,
+        "CAPS_RAY_RECONNECT_TIMEOUT_S": f"{RECONNECT_TIMEOUT_S:.0f}",
     }
 
     def ready() -> bool:

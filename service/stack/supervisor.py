@@ -25,8 +25,9 @@ READY_TIMEOUT_S = 120.0
 STOP_GRACE_S = 8.0
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-STEADY_S = 60.0
+STEADY_S = 10.0
 """A service that has lived for so long starts again without a delay."""
+WATCH_EVERY_S = 0.1
 
 
 class Supervisor:
@@ -73,7 +74,7 @@ class Supervisor:
             for service in self.services:
                 if self._process(service) is None:
                     self._restart(service)
-            time.sleep(0.5)
+            time.sleep(WATCH_EVERY_S)
 
     def stop(self) -> None:
         """End everything that belongs to this home's stack, and see it gone.

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from support.nets import TINY_NET
-from workers.attempt import AttemptFolder, Outcome, Reason, Result, SearchAttempt
+from workers.attempt import (
+    AttemptFolder,
+    Outcome,
+    Reason,
+    Result,
+    SearchAttempt,
+    installed_release,
+)
 from workers.search.book import SearchBook
 from workers.search_specs import SearchSpec
 from workers.trials import Report, reports_file, trial_folder
@@ -36,7 +43,7 @@ def make_spec(base: dict[str, Any] | None = None, **changes: Any) -> SearchSpec:
 def make_attempt(spec: SearchSpec, number: int = 1, retry_through: int = 0) -> SearchAttempt:
     """What the control plane would have written."""
     return SearchAttempt(
-        package_version="1",
+        package_version=installed_release(),
         job="s1",
         attempt=number,
         spec=spec,

@@ -102,7 +102,16 @@ class Stack:
 
     def workers(self, job: str) -> list[psutil.Process]:
         """Living processes that train a job."""
-        return [p for p in workers(self.home) if job in p.cmdline()]
+        found = []
+        for process in workers(self.home):
+            with contextlib.suppress(psutil.Error):
+                if job in process.cmdline():
+                    found.append(process)
+        return found
+
+    def job_processes(self) -> list[psutil.Process]:
+        """Living first processes of all jobs' attempts: workers, and drivers of several."""
+        return workers(self.home)
 
     def train_workers(self) -> list[psutil.Process]:
         """Living workers of Ray Train, in the order in which they started."""

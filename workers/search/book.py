@@ -13,8 +13,6 @@ import time
 from collections import Counter
 from typing import Any
 
-from pydantic import ValidationError
-
 from workers.attempt import AttemptFolder, Reason, Result, TrialCounts
 from workers.search_specs import SearchSpec
 from workers.trials import (
@@ -266,7 +264,7 @@ def _result_of(folder: AttemptFolder) -> Result | None:
     """What a trial left; nothing where that can't be read."""
     try:
         return folder.read_result()
-    except ValidationError:
+    except ValueError:  # damaged, or of another release
         logger.warning("%s has no readable result", folder.relative(folder.path), exc_info=True)
         return None
 

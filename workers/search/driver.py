@@ -12,10 +12,10 @@ from pathlib import Path
 
 from workers import uploads
 from workers.attempt import AttemptFolder, CheckpointRef, Kept, Reason, Result, SearchAttempt
+from workers.child_runs import ChildRuns
 from workers.cluster import ClusterLostError, bundle, connected
 from workers.search.algorithms import Algorithm
 from workers.search.book import SearchBook
-from workers.search.children import ChildRuns
 from workers.search.ending import present
 from workers.search.pulse import Pulse
 from workers.search_specs import ALGORITHMS, SCHEDULERS, SearchSpec
@@ -56,6 +56,7 @@ def search(folder: AttemptFolder, attempt: SearchAttempt, stop: StopSignal) -> R
         attempt.tracking_uri,
         attempt.run_id,
         Spool(folder.metrics, [earlier.metrics for earlier in folder.earlier()]),
+        apart=False,  # the trials' runs are sent from the book, and nothing is trained here
     )
     tracker.submit("start of the run", uploads.start(attempt))
     tracker.start()

@@ -55,7 +55,7 @@ def train_group(
     if errors:
         raise errors[0]
     result = results[0]
-    if result.reason is Reason.WORKER_LOST:
+    if result.outcome == "interrupted" and result.reason is not Reason.INTERRUPTED:
         # Tune starts a trial again whose process dies, up to budget.max_losses.
         raise WorkersLostError(result.evidence)
     reports = all_reports(folder)
@@ -69,10 +69,10 @@ def work(orders: dict[str, Any]) -> None:
     storage = Path(orders["storage"])
     folder = trial_folder(storage, order.search, order.number, order.attempt)
     search = AttemptFolder(storage, order.search, order.attempt)
-    attempt = search.read_attempt()
-    assert isinstance(attempt, SearchAttempt)
-    spec = trial_spec(attempt, order)
-    with worker(folder) as rank:
+    with worker(folder, search, f"trial-{order.number}-") as rank:
+        attempt = search.accept_attempt()
+        assert isinstance(attempt, SearchAttempt)
+        spec = trial_spec(attempt, order)
         setting = Setting(
             folder=folder,
             spec=spec,

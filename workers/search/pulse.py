@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from workers import uploads
 from workers.attempt import AttemptFolder, Progress
+from workers.child_runs import ChildRuns
 from workers.search.book import SearchBook
-from workers.search.children import ChildRuns
 from workers.stop import StopSignal
 from workers.tracking import Tracker
 

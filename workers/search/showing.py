@@ -21,6 +21,7 @@ from workers.attempt import AttemptFolder, SearchAttempt
 from workers.course import prepare_device
 from workers.reporter import MAX_PICTURED_IMAGES
 from workers.search.trial import dataset_on
+from workers.sentinel import attend
 from workers.serving import save_weights
 from workers.trials import Trial, trial_folder
 
@@ -43,10 +44,12 @@ class Drawings(NamedTuple):
 def show(search: str, attempt_number: int, trial_document: str) -> None:
     """Make all of one trial's, in its folder."""
     storage = Path(os.environ["CAPS_STORAGE"])
-    attempt = AttemptFolder(storage, search, attempt_number).read_attempt()
+    whole = AttemptFolder(storage, search, attempt_number)
+    attempt = whole.accept_attempt()
     trial = Trial.model_validate_json(trial_document)
     assert isinstance(attempt, SearchAttempt)
     assert trial.checkpoint is not None
+    attend(whole, f"show-{trial.number}")
     spec = attempt.spec.variant(trial.values, trial.seed)
     device = prepare_device(spec.resources.cpus_per_worker, spec.resources.gpus_per_worker)
     folder = trial_folder(storage, search, trial.number, attempt_number)

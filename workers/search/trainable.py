@@ -12,7 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from workers.attempt import AttemptFolder
 from workers.process import print_to
+from workers.sentinel import attend
 from workers.trials import trial_folder
 
 EPOCH = "epoch"
@@ -44,6 +46,7 @@ def run_trial(config: dict[str, Any]) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    attend(AttemptFolder(storage, order.search, order.attempt), f"trial-{order.number}")
     from ray import tune
 
     from workers.search.trial import perform

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from capsmodel.callbacks import Callback
-from capsmodel.checkpoint import CheckpointFolder, CheckpointInfo
+from capsmodel.checkpoint import CheckpointInfo
 from capsmodel.config import DatasetConfig
 from capsmodel.datasets import Dataset, load_dataset
 from capsmodel.metrics import EpochMetrics
 from capsmodel.training import Trainer, TrainingOutcome
 from workers.attempt import AttemptFolder, Kept, Reason, Result, SearchAttempt
-from workers.course import Course, Setting, prepare_device
+from workers.course import Course, Setting, own_checkpoints, prepare_device
 from workers.failures import classify
 from workers.reporter import epoch_metrics
 from workers.search.book import finite
@@ -46,7 +46,7 @@ def perform(order: TrialOrder, storage: Path, tell: Tell) -> None:
     folder = trial_folder(storage, order.search, order.number, order.attempt)
     search = AttemptFolder(storage, order.search, order.attempt)
     try:
-        attempt = search.read_attempt()
+        attempt = search.accept_attempt()
         assert isinstance(attempt, SearchAttempt)
         spec = trial_spec(attempt, order)
         stop = StopFlag(search, folder, seconds=spec.max_runtime_s)
@@ -73,7 +73,7 @@ def perform(order: TrialOrder, storage: Path, tell: Tell) -> None:
         return
     folder.write_result(result)
     if result.outcome == "succeeded":  # from here on nobody goes on from another checkpoint
-        CheckpointFolder(folder.checkpoints).keep(best=True, last=False)
+        own_checkpoints(folder).keep(best=True, last=False)
         for earlier in folder.earlier():
             shutil.rmtree(earlier.checkpoints, ignore_errors=True)
     logger.info("%s: %s %s", result.outcome, result.reason, result.evidence)
@@ -107,7 +107,7 @@ def train_alone(setting: Setting, diary: "Diary", tell: Tell) -> tuple[Result, R
 
 def _finished(course: Course, outcome: TrainingOutcome) -> Result:
     """The best weights stay; how good they are was reported."""
-    best = course.checkpoints.best()
+    best = course.checkpoints.whole_best()
     kept: dict[Kept, CheckpointInfo] = {} if best is None else {"best": best}
     return Result(
         outcome="succeeded",

@@ -47,6 +47,17 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+def copy_over(source: Path, target: Path) -> None:
+    """Put a checkpoint and its sidecar in the place of another one."""
+    for one, other in [(source, target), (sidecar(source), sidecar(target))]:
+        other.unlink()
+        other.write_bytes(one.read_bytes())
+
+
+def sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
 DAMAGES = [flip_a_bit, truncate, empty, remove]
 
 
@@ -169,6 +180,86 @@ class TestFile:
                 ("flush", tmp_path.name),
             ]
         assert done == expected
+
+
+class TestOwner:
+    """Whose a checkpoint is."""
+
+    @pytest.fixture
+    def ours(self, tmp_path) -> CheckpointFolder:
+        return CheckpointFolder(tmp_path / "ours", owner="job-1")
+
+    @pytest.fixture
+    def theirs(self, tmp_path) -> CheckpointFolder:
+        return CheckpointFolder(tmp_path / "theirs", owner="job-2")
+
+    def test_the_sidecar_tells_it_under_its_digest(self, ours) -> None:
+        info = ours.save(state(), epoch=1, step=5)
+        assert info.owner == "job-1"
+        assert read_info(info.path) == info
+        change_sidecar(info.path, owner="job-2")
+        with pytest.raises(BadCheckpointError, match=r"json is damaged"):
+            read_info(info.path)
+
+    def test_one_swapped_with_another_owners_is_skipped_and_reported(self, ours, theirs) -> None:
+        older, newest = (ours.save(state(step), epoch=0, step=step) for step in (5, 6))
+        foreign = theirs.save(state(9), epoch=0, step=6)
+        copy_over(foreign.path, newest.path)
+        found, problems = ours.newest_verified()
+        assert found == older
+        assert problems == [
+            f"{newest.path} was swapped with another training's: it is job-2's, expected job-1's"
+        ]
+
+    def test_the_best_too(self, ours, theirs) -> None:
+        best = ours.mark_best(ours.save(state(), epoch=1, step=5))
+        assert best.owner == "job-1"
+        foreign = theirs.save(state(2), epoch=1, step=5)
+        copy_over(foreign.path, best.path)
+        with pytest.raises(BadCheckpointError, match="it is job-2's, expected job-1's"):
+            ours.best()
+        assert ours.whole_best() is None
+        with pytest.raises(BadCheckpointError, match="it is job-2's, expected job-1's"):
+            ours.adopt_best(foreign)
+
+    def test_no_foreign_twin_mends_the_best(self, ours, theirs) -> None:
+        info = ours.save(state(), epoch=1, step=5)
+        best = ours.mark_best(info)
+        foreign = theirs.save(state(2), epoch=1, step=5)
+        for path in (info.path, best.path):
+            copy_over(foreign.path, path)
+        assert ours.whole_best() is None
+
+    def test_one_that_was_adopted_is_ours(self, ours, tmp_path) -> None:
+        earlier = CheckpointFolder(tmp_path / "earlier", owner="job-1")
+        adopted = ours.adopt_best(earlier.save(state(), epoch=4, step=40))
+        assert ours.best() == adopted
+        assert adopted.owner == "job-1"
+
+    def test_those_that_nobody_has_signed_are_read(self, ours) -> None:
+        """An earlier release wrote none of it."""
+        unsigned = CheckpointFolder(ours.path)
+        info = unsigned.mark_best(unsigned.save(state(), epoch=1, step=5))
+        assert info.owner is None
+        found, problems = ours.newest_verified()
+        assert found is not None
+        assert (found.step, problems, ours.best()) == (5, [], info)
+
+    def test_who_asks_for_nobody_takes_any(self, ours, theirs) -> None:
+        """As `init_from` does."""
+        info = theirs.save(state(3), epoch=1, step=5)
+        assert load_checkpoint(info.path)["weights"][0] == 3
+        assert CheckpointFolder(theirs.path).newest_verified() == (info, [])
+        assert CheckpointFolder(ours.path).adopt_best(info).owner == "job-2"
+
+    def test_an_older_one_under_the_newest_ones_name_is_noticed(self, ours) -> None:
+        older, newest = (ours.save(state(step), epoch=0, step=step) for step in (5, 6))
+        copy_over(older.path, newest.path)
+        found, problems = ours.newest_verified()
+        assert found == older
+        assert problems == [
+            f"{newest.path} is another checkpoint under this name: it was saved at step 5"
+        ]
 
 
 class TestFolder:

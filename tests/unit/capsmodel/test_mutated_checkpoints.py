@@ -1,8 +1,13 @@
-"""Of 2,000 damaged checkpoints none is loaded or described as something else than was saved."""
+"""Of 12,000 damaged checkpoints none is loaded or described as something else than was saved.
+
+Damaged by bits, by holes, by an end that is missing, or swapped: with another job's checkpoint or
+an older one of the same job, the file alone, its sidecar alone, or both.
+"""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -135,6 +140,120 @@ def test_no_mutant_is_described_as_another(tmp_path: Path, find, other: bool) ->
         damage(mutated.path, chance)
         found = find(folder)
         assert found is None or found in true, f"mutant {number} of seed {seed}: {found}"
+
+
+# ------------------------------------------------------------------ a job's folder, 10,000 times
+
+FOLDER_MUTANTS = 10_000
+FOLDER_CHUNKS = 5
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator["Jobs"]:
+    """In memory where there is such a folder: on a disk, files written anew are waited for."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as place:
+        yield Jobs(Path(place))
+
+
+class Jobs:
+    """Two jobs with two checkpoints each; the newest of the first one is harmed."""
+
+    def __init__(self, place: Path) -> None:
+        self.ours = CheckpointFolder(place / "ours", owner="job-1")
+        theirs = CheckpointFolder(place / "theirs", owner="job-2")
+        self.older, self.newest = (
+            self.ours.save({**state(), "step": step}, epoch=1, step=step) for step in (7, 8)
+        )
+        self.foreign = theirs.save({**state(), "step": 80}, epoch=1, step=8)
+        files = (self.newest.path, sidecar(self.newest.path))
+        self._whole = {file: file.read_bytes() for file in files}
+
+    def mend(self) -> None:
+        for file, content in self._whole.items():
+            file.write_bytes(content)
+
+    def harmed(self) -> bool:
+        """Whether the newest, or its sidecar, differs by a byte from what was saved."""
+        return any(not f.exists() or f.read_bytes() != old for f, old in self._whole.items())
+
+
+def any_bytes(jobs: Jobs, chance: random.Random) -> None:
+    damage(jobs.newest.path, chance)
+
+
+def emptied(jobs: Jobs, chance: random.Random) -> None:
+    one_or_both(jobs.newest.path, chance, lambda file: file.write_bytes(b""))
+
+
+def removed(jobs: Jobs, chance: random.Random) -> None:
+    chance.choice([jobs.newest.path, sidecar(jobs.newest.path)]).unlink()
+
+
+def swapped_with_another_jobs(jobs: Jobs, chance: random.Random) -> None:
+    put_in_place(jobs.foreign.path, jobs.newest.path, chance)
+
+
+def replaced_by_the_older_one(jobs: Jobs, chance: random.Random) -> None:
+    put_in_place(jobs.older.path, jobs.newest.path, chance)
+
+
+def put_in_place(source: Path, target: Path, chance: random.Random) -> None:
+    def put(file: Path) -> None:
+        file.write_bytes((sidecar(source) if file.suffix == ".json" else source).read_bytes())
+
+    one_or_both(target, chance, put)
+
+
+def one_or_both(path: Path, chance: random.Random, act: Callable[[Path], Any]) -> None:
+    for file in chance.choice([[path], [sidecar(path)], [path, sidecar(path)]]):
+        act(file)
+
+
+HARMS: list[Callable[[Jobs, random.Random], None]] = [
+    any_bytes,
+    any_bytes,
+    any_bytes,
+    emptied,
+    removed,
+    swapped_with_another_jobs,
+    replaced_by_the_older_one,
+]
+
+
+@pytest.mark.parametrize("chunk", range(FOLDER_CHUNKS))
+def test_a_harmed_newest_is_passed_over_for_the_one_before(jobs: Jobs, chunk: int) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    chance = random.Random(seed)
+    for number in range(FOLDER_MUTANTS // FOLDER_CHUNKS):
+        jobs.mend()
+        harm = chance.choice(HARMS)
+        harm(jobs, chance)
+        where = f"mutant {number} of seed {seed}: {harm.__name__}"
+        found, problems = jobs.ours.newest_verified()
+        if found == jobs.newest:  # the same bytes were put back, or blanks of the sidecar changed
+            assert harm is any_bytes, where
+            assert same(load_checkpoint(found.path, found.sha256), {**state(), "step": 8}), where
+        else:
+            assert found == jobs.older, where
+            assert jobs.harmed(), where
+            assert len(problems) == 1, where
+            assert jobs.newest.path.name in problems[0], where
+
+
+@pytest.mark.parametrize("harm", HARMS[2:], ids=lambda harm: harm.__name__)
+def test_what_is_loaded_after_any_harm_is_the_one_before(
+    jobs: Jobs, harm: Callable[[Jobs, random.Random], None]
+) -> None:
+    chance = random.Random(7)
+    for _ in range(30):
+        jobs.mend()
+        harm(jobs, chance)
+        found, _ = jobs.ours.newest_verified()
+        assert found is not None
+        state_before = {**state(), "step": found.step}
+        assert found.step in (7, 8)
+        assert same(load_checkpoint(found.path, found.sha256), state_before)
 
 
 def test_a_loader_that_does_not_verify_is_caught(tmp_path: Path) -> None:

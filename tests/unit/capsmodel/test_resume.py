@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+import capsmodel
 from capsmodel.callbacks import Callback
 from capsmodel.checkpoint import load_checkpoint, save_checkpoint
 from capsmodel.config import CosineScheduleConfig, EarlyStoppingConfig
 from capsmodel.metrics import EpochMetrics, StepMetrics
 from capsmodel.training import Trainer
-from capsmodel.training_state import KEYS, IncompatibleStateError
+from capsmodel.training_state import KEYS, MADE_BY, IncompatibleStateError
 
 
 class Recorder(Callback):
@@ -184,7 +185,24 @@ def check_refused_whole(trainer: Trainer, state: dict[str, Any], message: str) -
 
 
 def test_a_state_has_no_other_keys_than_are_looked_for(trained) -> None:
-    assert set(trained.state_dict()) == set(KEYS)
+    assert set(trained.state_dict()) == {*KEYS, MADE_BY}
+
+
+def test_a_state_tells_what_took_it_and_another_maker_is_told(trained, caplog) -> None:
+    state = trained.state_dict()
+    assert state[MADE_BY] == {
+        "release": capsmodel.__version__,
+        "torch": torch.__version__,
+        "device": "cpu",
+        "processes": 1,
+    }
+    trained.load_state_dict(state)
+    trained.load_state_dict({key: state[key] for key in KEYS})  # of an earlier release
+    assert caplog.messages == []
+    trained.load_state_dict({**state, MADE_BY: {**state[MADE_BY], "processes": 4}})
+    (told,) = caplog.messages
+    assert "processes 4, now 1" in told
+    assert "not bit for bit" in told
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -364,7 +364,7 @@ def test_every_route_has_examples_that_fit(http: httpx.Client) -> None:
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     ]
-    assert len(routes) == 20
+    assert len(routes) == 28
     for path, method, operation in routes:
         where = f"{method} {path}"
         for parameter in operation.get("parameters", []):
@@ -378,7 +378,7 @@ def test_every_route_has_examples_that_fit(http: httpx.Client) -> None:
                 model = _BODIES[body.rpartition("/")[2]]
                 model.model_validate_json(json.dumps(example["value"]))
         for status, answer in operation["responses"].items():
-            for media in answer["content"].values():
+            for media in answer.get("content", {}).values():
                 assert "example" in media or media.get("examples"), f"{where} {status}"
     assert "HTTPValidationError" not in json.dumps(document)
     _references_exist(document, document)

@@ -1,7 +1,10 @@
 """`capsctl` against a real server: what it prints, and its exit status."""
 
 import json
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,6 +140,7 @@ def test_watch_exits_by_what_became_of_the_job(capsctl: Any, api: Any) -> None:
     result = capsctl("watch", bad)
     assert result.exit_code == 1
     assert "FAILED, diverged\n  the line that tells\n  hint: lower optim" in result.stdout
+    assert f"capsctl explain {bad}" in result.stdout
     lines = capsctl("watch", bad, "-o", "json").stdout.splitlines()
     assert json.loads(lines[-1])["state"] == "FAILED"
 
@@ -170,6 +174,120 @@ def test_logs_events_and_cancel(capsctl: Any, api: Any) -> None:
     assert result.exit_code == 1
     assert "error: job-ended" in result.stderr
     assert "cancelling" in capsctl("cancel", submitted(capsctl)).stdout
+
+
+def test_following_the_log_of_a_job_that_failed_exits_1(capsctl: Any, api: Any) -> None:
+    for state in (State.FAILED, State.CANCELLED):
+        job_id = submitted(capsctl)
+        ended(api, job_id, state)
+        result = capsctl("logs", "-f", job_id)
+        assert (result.exit_code, result.stdout) == (1, "hello\n")
+        assert capsctl("logs", job_id).exit_code == 0
+
+
+def test_a_log_is_followed_until_the_job_fails(capsctl: Any, api: Any) -> None:
+    job_id = submitted(capsctl)
+    job = api.store.start_attempt(api.store.get(job_id), NewEvent("started", "started"))
+    log = AttemptFolder(api.settings.storage_root, job_id, 1).log
+    log.parent.mkdir(parents=True)
+
+    def work() -> None:
+        for line in ("one\n", "two\n"):
+            with log.open("a") as file:
+                file.write(line)
+            time.sleep(0.3)
+        api.store.update(job, state=State.FAILED)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    result = capsctl("logs", "-f", job_id)
+    worker.join()
+    assert (result.exit_code, result.stdout) == (1, "one\ntwo\n")
+
+
+def test_verbs_take_several_jobs_and_tell_what_each_became(capsctl: Any, api: Any) -> None:
+    first, second = submitted(capsctl), submitted(capsctl)
+    result = capsctl("pause", first, second)
+    assert result.stdout.splitlines() == [f"job {first}: pausing", f"job {second}: pausing"]
+    assert capsctl("pause", first).exit_code == 0
+    views = [json.loads(line) for line in capsctl("resume", first, second, "-o", "json").stdout
+             .splitlines()]  # fmt: skip
+    assert [(view["id"], view["desired"]) for view in views] == [(first, "run"), (second, "run")]
+    result = capsctl("retry", first)
+    assert (result.exit_code, "error: job-conflict" in result.stderr) == (1, True)
+    for job_id in (first, second):
+        ended(api, job_id, State.FAILED)
+    assert capsctl("retry", first, second).stdout.count("waiting") == 2
+
+
+def test_one_job_that_refuses_keeps_no_other_from_it(capsctl: Any, api: Any) -> None:
+    good, done = submitted(capsctl), submitted(capsctl)
+    ended(api, done)
+    result = capsctl("cancel", done, "nope", good)
+    assert result.exit_code == 2
+    assert "error: job-ended" in result.stderr
+    assert "error: job-not-found" in result.stderr
+    assert result.stdout == f"job {good}: cancelling\n"
+    result = capsctl("cancel", done, good, "-o", "json")
+    assert (result.exit_code, json.loads(result.stderr)["code"]) == (1, "job-ended")
+
+
+def test_delete_asks_unless_it_is_told_not_to(
+    capsctl: Any, api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submitted(capsctl)
+    refused = capsctl("delete", job_id)
+    assert (refused.exit_code, "-y deletes unasked" in refused.stderr) == (2, True)
+    result = capsctl("delete", "-y", job_id)
+    assert (result.exit_code, "error: job-active" in result.stderr) == (1, True)
+    ended(api, job_id)
+    monkeypatch.setattr("service.cli.verbs._somebody_is_there", lambda: True)
+    result = capsctl("delete", job_id, stdin="n\n")
+    assert (result.exit_code, f"delete {job_id}" in result.stderr) == (1, True)
+    assert capsctl("show", job_id).exit_code == 0
+    assert capsctl("delete", job_id, stdin="y\n").stdout.endswith(f"deleted {job_id}\n")
+    assert capsctl("show", job_id).exit_code == 2
+    other = submitted(capsctl)
+    ended(api, other)
+    assert json.loads(capsctl("delete", "-y", other, "-o", "json").stdout) == {"deleted": other}
+
+
+def test_a_key_makes_a_submission_one(capsctl: Any) -> None:
+    job_id = submitted(capsctl, "demo", "--key", "cli-1")
+    assert submitted(capsctl, "demo", "--key", "cli-1") == job_id
+    result = capsctl("submit", "paper", "--key", "cli-1")
+    assert (result.exit_code, "idempotency-key-reused" in result.stderr) == (2, True)
+
+
+def test_a_submission_says_that_it_is_tried_again(
+    capsctl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPS_URL", "http://127.0.0.1:9")
+    naps: list[float] = []
+    turned = SimpleNamespace(sleep=naps.append, monotonic=lambda: sum(naps))
+    monkeypatch.setattr("service.client.transport.time", turned)
+    result = capsctl("submit", "demo")
+    assert result.exit_code == 1
+    assert result.stderr.count("trying again for up to 30 s") == 1
+    assert "error: api-unreachable" in result.stderr
+
+
+def test_explain_tells_why_and_what_next(capsctl: Any, api: Any) -> None:
+    job_id = submitted(capsctl)
+    text = capsctl("explain", job_id).stdout
+    assert text.startswith(f"job {job_id} (demo): QUEUED\n  It waits at position ")
+    ended(api, job_id, State.FAILED)
+    api.store.update(api.store.get(job_id), NewEvent("failed", "the line that tells"))
+    text = capsctl("explain", job_id).stdout
+    for tells in (
+        f"job {job_id} (demo): FAILED, diverged", "the training diverged", "The line that tells.",
+        "hint: lower optimizer", "attempts:\n  1  ", "failed: the line that tells",
+        f"capsctl logs {job_id}", f"capsctl retry {job_id}",
+    ):  # fmt: skip
+        assert tells in text, text
+    found = json.loads(capsctl("explain", job_id, "-o", "json").stdout)
+    assert (found["state"], found["reason"], len(found["attempts"])) == ("FAILED", "diverged", 1)
+    assert capsctl("explain", "nope").exit_code == 2
 
 
 def test_schema_and_presets_are_printed(capsctl: Any) -> None:

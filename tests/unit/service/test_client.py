@@ -5,13 +5,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
+from service.api.problems import problem
 from service.api.search_views import SearchView
 from service.api.views import JobView
 from service.client import ApiError, ApiUnreachableError, CapsClient, default_url
+from service.errors import DatabaseUnavailableError
 from service.queue.job import State
 from service.queue.store import NewEvent
 from support.searches import SEARCH, start, write_trials
@@ -146,6 +150,128 @@ def test_a_follower_bears_a_restart_of_the_api(api: Any, monkeypatch: pytest.Mon
 
         monkeypatch.setattr(client, "_call", flaky)
         assert client.wait(job_id).state is State.SUCCEEDED
+
+
+# ------------------------------------------------------------------------- verbs, and outages
+
+
+def test_the_verbs_of_a_job(client: CapsClient, api: Any) -> None:
+    job_id = client.submit({}).id
+    assert client.pause(job_id).phase == "pausing"
+    assert client.resume(job_id).phase == "waiting"
+    with pytest.raises(ApiError, match="job-active"):
+        client.delete(job_id)
+    job = api.store.start_attempt(api.store.get(job_id), STARTED)
+    api.store.update(job, state=State.FAILED)
+    assert client.retry(job_id).state is State.QUEUED
+    assert [attempt.number for attempt in client.attempts(job_id)] == [1]
+    assert client.cancel(job_id).phase == "cancelling"
+    api.store.update(api.store.get(job_id), state=State.CANCELLED)
+    client.delete(job_id)
+    with pytest.raises(ApiError, match="job-not-found"):
+        client.job(job_id)
+
+
+def test_a_key_makes_a_submission_one(client: CapsClient) -> None:
+    first = client.submit({"name": "keyed"}, key="client-1")
+    assert client.submit({"name": "keyed"}, key="client-1").id == first.id
+    assert client.submit({"name": "keyed"}).id != client.submit({"name": "keyed"}).id
+    with pytest.raises(ApiError, match="idempotency-key-reused"):
+        client.submit_search(SEARCH, key="client-1")
+
+
+class Outage:
+    """A transport whose first answers are faults; what is asked goes through all the same."""
+
+    def __init__(self, client: CapsClient, *faults: Any) -> None:
+        self.faults = list(faults)
+        self.keys: list[str] = []
+        self._request = client._http.request
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Answer with the next fault, after the API has heard the request if the fault says so."""
+        self.keys.append(options.get("headers", {}).get("Idempotency-Key", ""))
+        if not self.faults:
+            return self._request(method, path, **options)
+        fault = self.faults.pop(0)
+        if isinstance(fault, httpx.Response):
+            return fault
+        if isinstance(fault, httpx.ReadTimeout):
+            self._request(method, path, **options)
+        raise fault
+
+
+def away(**headers: str) -> httpx.Response:
+    """The API's own answer while its database is away."""
+    content = problem(DatabaseUnavailableError()).model_dump_json()
+    return httpx.Response(503, content=content, headers=headers)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the client would have slept, by a clock that goes on by as much."""
+    naps: list[float] = []
+    turned = SimpleNamespace(sleep=naps.append, monotonic=lambda: sum(naps))
+    monkeypatch.setattr("service.client.transport.time", turned)  # the server keeps the real one
+    return naps
+
+
+def test_a_submission_during_an_outage_is_accepted_once(api: Any, slept: list[float]) -> None:
+    told: list[str] = []
+    with CapsClient(api.url, on_retry=lambda error, left: told.append(error.code)) as client:
+        lost = httpx.ReadTimeout("the answer was lost")
+        outage = Outage(client, httpx.ConnectError("refused"), away(), lost, away())
+        client._http.request = outage.request
+        job = client.submit({"experiment": "outage"})
+        client._http.request = outage._request
+        assert [item.id for item in client.jobs(experiment="outage")] == [job.id]
+    assert len(outage.keys) == 5
+    assert len(set(outage.keys)) == 1
+    assert outage.keys[0]
+    assert told == [
+        "api-unreachable", "database-unavailable", "api-unreachable", "database-unavailable",
+    ]  # fmt: skip
+
+
+def test_retry_after_is_honoured(api: Any, slept: list[float]) -> None:
+    with CapsClient(api.url) as client:
+        outage = Outage(client, away(**{"Retry-After": "7"}), away())
+        client._http.request = outage.request
+        client.submit({})
+    assert 7 <= slept[0] < 9
+    assert slept[1] < 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [httpx.ConnectError("refused"), away(), away(**{"Retry-After": "2"}), httpx.Response(502)],
+)
+def test_an_outage_that_lasts_is_told_after_half_a_minute(
+    api: Any, slept: list[float], fault: Any
+) -> None:
+    with CapsClient(api.url) as client:
+        outage = Outage(client, *[fault] * 1000)
+        client._http.request = outage.request
+        with pytest.raises(ApiError):
+            client.submit({})
+    assert 20 < sum(slept) < 32
+    assert len(outage.keys) < 25
+
+
+def test_what_will_not_pass_is_told_at_once(api: Any, slept: list[float]) -> None:
+    with CapsClient(api.url) as client:
+        with pytest.raises(ApiError, match="spec-invalid"):
+            client.submit({"epochs": 0})
+        outage = Outage(client, httpx.Response(200, content=b"<html>"))
+        client._http.request = outage.request
+        with pytest.raises(ApiUnreachableError, match="not our protocol"):
+            client.submit({})
+    with CapsClient("htp://127.0.0.1:9") as client, pytest.raises(ApiUnreachableError):
+        client.submit({})
+    hasty = CapsClient("http://127.0.0.1:9", submit_patience=0)
+    with hasty, pytest.raises(ApiUnreachableError):
+        hasty.submit({})
+    assert slept == []
 
 
 # ---------------------------------------------------------------------------------- searches

@@ -110,7 +110,7 @@ def ray(head: Head, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
 
 
 def submit(ray: RayCluster) -> None:
-    ray.submit("caps-j-1", "j", 1, Bundle(cpus=2, gpus=1))
+    ray.submit("caps-j-1", "j", 1, Bundle(cpus=2, gpus=1), "q1")
 
 
 def test_an_attempt_is_submitted_with_its_command_and_its_needs(
@@ -120,21 +120,21 @@ def test_an_attempt_is_submitted_with_its_command_and_its_needs(
     request = head.jobs["caps-j-1"]
     assert request["entrypoint"] == 'exec "$CAPS_PYTHON" -P -m workers j 1'
     assert (request["entrypoint_num_cpus"], request["entrypoint_num_gpus"]) == (2, 1)
-    assert request["metadata"] == {"caps_job": "j", "caps_attempt": "1"}
+    assert request["metadata"] == {"caps_job": "j", "caps_attempt": "1", "caps_queue": "q1"}
     assert request["runtime_env"].keys() == {"env_vars"}, "nothing is shipped"
     assert not any("TOKEN" in name for name in request["runtime_env"]["env_vars"])
     assert ray.job("caps-j-1").status is RayStatus.PENDING
 
 
 def test_a_driver_asks_for_its_slot_alone(head: Head, ray: RayCluster) -> None:
-    ray.submit("caps-s-1", "s", 1, DRIVER)
+    ray.submit("caps-s-1", "s", 1, DRIVER, "q1")
     request = head.jobs["caps-s-1"]
     assert (request["entrypoint_num_cpus"], request["entrypoint_num_gpus"]) == (0, 0)
     assert request["entrypoint_resources"] == {"driver_slot": 1}
 
 
 def test_a_kind_of_accelerator_is_asked_for_as_ray_names_it(head: Head, ray: RayCluster) -> None:
-    ray.submit("caps-j-1", "j", 1, Bundle(cpus=1, gpus=0.5, accelerator_type="H100"))
+    ray.submit("caps-j-1", "j", 1, Bundle(cpus=1, gpus=0.5, accelerator_type="H100"), "q1")
     request = head.jobs["caps-j-1"]
     assert request["entrypoint_num_gpus"] == 0.5
     assert request["entrypoint_resources"] == {"accelerator_type:H100": 0.001}

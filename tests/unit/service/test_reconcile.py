@@ -14,15 +14,21 @@ from service.reconcile import (
     CONFIRM_S,
     EXIT_GRACE_S,
     FINAL,
-    FORGOTTEN_S,
+    KILL_AFTER_S,
     MAX_BACKOFF_S,
     MAX_LOSSES,
+    OBEYS_KILL_S,
+    SESSION_MARGIN_S,
     STOP_GRACE_S,
     Action,
     Dispatch,
     Finish,
+    Kill,
     NoteGone,
+    NoteResumed,
+    NoteSession,
     Nothing,
+    Processes,
     RequestStop,
     Requeue,
     Seen,
@@ -30,10 +36,10 @@ from service.reconcile import (
     Submit,
     Wait,
     _first_words,
-    reconcile,
     reconcile_waiting,
 )
-from workers.attempt import Reason, Result
+from service.reconcile import reconcile as reconcile_running
+from workers.attempt import Progress, Reason, Result, Resumed
 from workers.specs import PRESETS
 
 NOW = 1_000_000.0
@@ -43,6 +49,7 @@ DEMO = PRESETS["demo"]
 RUN, PAUSE, CANCEL = Desired.RUN, Desired.PAUSE, Desired.CANCEL
 RUNNING, FAILED, MISSING = RayStatus.RUNNING, RayStatus.FAILED, RayStatus.MISSING
 UNREACHABLE = RayStatus.UNREACHABLE
+RECONNECT_S = 15.0
 
 
 def a_job(state: State = State.RUNNING, spec: dict[str, Any] | None = None, **fields: Any) -> Job:
@@ -60,7 +67,9 @@ def a_job(state: State = State.RUNNING, spec: dict[str, Any] | None = None, **fi
 
 
 def an_attempt(**fields: Any) -> Attempt:
-    record = Attempt(job_id="j1", number=1, created_at=START, submitted_at=START)
+    record = Attempt(
+        job_id="j1", number=1, created_at=START, submitted_at=START, session="s1", resumed_step=0
+    )
     return replace(record, **fields)
 
 
@@ -68,7 +77,13 @@ def seen(ray: RayStatus, outcome: str | None = None, **fields: Any) -> Seen:
     reason = fields.pop("reason", Reason.ERROR)
     result = Result(outcome=outcome, reason=reason, evidence="E") if outcome else None
     result_at = fields.pop("result_at", NOW - 1) if outcome else None
-    return Seen(RayJob(ray), result, result_at, **fields)
+    session = None if ray is UNREACHABLE else "s1"
+    seen = Seen(RayJob(ray), session, result=result, result_at=result_at)
+    return replace(seen, **fields)
+
+
+def reconcile(job: Job, attempt: Attempt, look: Seen, now: float) -> Action:
+    return reconcile_running(job, attempt, look, now, RECONNECT_S)
 
 
 # ------------------------------------------------------------------------- waiting jobs
@@ -125,8 +140,14 @@ def test_a_job_that_backs_off_says_so() -> None:
 UNSENT = {"submitted_at": None}
 CONFIRMED = {"gone_since": NOW - CONFIRM_S}
 FLAGGED = {"stop_kind": "cancel", "stop_reason": Reason.CANCELLED}
-FRESH = {"heartbeat": NOW - 1}
-LONG_AGO = {"heartbeat": NOW - FORGOTTEN_S}
+SETTLED = Processes(gone=1)
+ALIVE = Processes(living=1)
+REMOTE = Processes(mains_elsewhere=1)
+REMOTE_TWO = Processes(mains_elsewhere=1, helpers_elsewhere=2)
+OTHER = {"session": "s2"}
+LOST = {"session_lost_at": NOW - 1}
+DIED_OUT = {"session_lost_at": NOW - RECONNECT_S - SESSION_MARGIN_S}
+BEGUN = Resumed(attempt=1, epoch=2, step=40)
 
 GOES_ON = [
     pytest.param(RUN, UNSENT, seen(MISSING), Submit(), id="not submitted"),
@@ -135,8 +156,7 @@ GOES_ON = [
     pytest.param(RUN, UNSENT, seen(FAILED), Submit(), id="over before anybody noted it"),
     pytest.param(CANCEL, UNSENT, seen(RUNNING), Submit(), id="cancelled, but Ray has it"),
     pytest.param(CANCEL, UNSENT, seen(UNREACHABLE), Nothing(), id="cancelled, Ray is away"),
-    pytest.param(RUN, {}, seen(RUNNING, **FRESH), Nothing(), id="runs"),
-    pytest.param(RUN, {}, seen(RUNNING, heartbeat=START), Nothing(), id="runs, a late heartbeat"),
+    pytest.param(RUN, {}, seen(RUNNING), Nothing(), id="runs"),
     pytest.param(RUN, {}, seen(RayStatus.PENDING), Nothing(), id="pending in Ray"),
     pytest.param(RUN, {}, seen(UNREACHABLE), Nothing(), id="Ray is away"),
     pytest.param(
@@ -178,37 +198,70 @@ GOES_ON = [
         RUN, {"gone_since": NOW - CONFIRM_S + 0.1}, seen(FAILED), Nothing(), id="FAILED just now"
     ),
     pytest.param(RUN, CONFIRMED, seen(RUNNING), NoteGone(gone=False), id="comes back alive"),
-    pytest.param(RUN, CONFIRMED, seen(UNREACHABLE), Nothing(), id="gone, then Ray is away"),
-    pytest.param(RUN, {}, seen(MISSING, **FRESH), NoteGone(gone=True), id="forgotten by Ray"),
     pytest.param(
-        RUN,
-        {"gone_since": NOW - 10 * FORGOTTEN_S},
-        seen(MISSING, **FRESH),
-        Nothing(),
-        id="forgotten long ago, yet its heart beats",
+        RUN, CONFIRMED, seen(UNREACHABLE), NoteGone(gone=False), id="gone, then Ray is away"
+    ),
+    pytest.param(RUN, {}, seen(MISSING), NoteGone(gone=True), id="forgotten in the same session"),
+    pytest.param(
+        RUN, CONFIRMED, seen(FAILED, watched_s=CONFIRM_S - 1), Nothing(), id="looked but a moment"
+    ),
+    pytest.param(
+        RUN, {}, seen(RUNNING, node_dead=True), NoteGone(gone=True), id="its node has died"
+    ),
+    pytest.param(
+        RUN, {}, seen(RUNNING, processes=SETTLED), NoteGone(gone=True), id="its process is gone"
     ),
     pytest.param(
         RUN,
-        {"gone_since": NOW - FORGOTTEN_S + 1},
-        seen(MISSING, heartbeat=NOW - FORGOTTEN_S + 1),
+        {"gone_since": NOW},
+        seen(RUNNING, processes=SETTLED),
         Nothing(),
-        id="forgotten, silent for not quite long enough",
+        id="its process is gone, what does Ray say?",
+    ),
+    pytest.param(
+        RUN, {}, seen(MISSING, **OTHER), NoteSession(lost=True), id="the head is another one"
     ),
     pytest.param(
         RUN,
-        {"submitted_at": NOW - 10, "gone_since": NOW - 9},
-        seen(MISSING),
+        LOST | {"killed_at": NOW},
+        seen(MISSING, processes=REMOTE, **OTHER),
         Nothing(),
-        id="forgotten just after it was submitted",
+        id="an orphan may live yet",
+    ),
+    pytest.param(RUN, LOST, seen(MISSING, **OTHER), Nothing(), id="nobody knows what was started"),
+    pytest.param(
+        RUN,
+        UNSENT,
+        seen(MISSING, **OTHER),
+        NoteSession(lost=True),
+        id="whether Ray had it nobody can tell",
+    ),
+    pytest.param(RUN, LOST, seen(UNREACHABLE), Nothing(), id="another head, which is away now"),
+    pytest.param(RUN, LOST, seen(RUNNING), NoteSession(lost=False), id="the head is back"),
+    pytest.param(
+        RUN,
+        {"resumed_step": None},
+        seen(RUNNING, progress=Progress(resumed=BEGUN)),
+        NoteResumed(BEGUN),
+        id="says where it begins",
+    ),
+    pytest.param(RUN, {}, seen(RUNNING, progress=Progress(resumed=BEGUN)), Nothing(), id="said"),
+    pytest.param(RUN, {}, seen(RUNNING, "succeeded"), Nothing(), id="result, about to exit"),
+    pytest.param(RUN, {}, seen(UNREACHABLE, "cancelled"), Nothing(), id="result, Ray is away"),
+    pytest.param(
+        RUN,
+        {},
+        seen(FAILED, "failed", processes=ALIVE),
+        Nothing(),
+        id="result, and Ray sees it gone before we do",
     ),
     pytest.param(
         CANCEL,
-        CONFIRMED,
-        seen(MISSING, **FRESH),
-        RequestStop("cancel", Reason.CANCELLED),
-        id="forgotten and alive: the flag reaches it",
+        {"killed_at": NOW - OBEYS_KILL_S + 1},
+        seen(FAILED, "cancelled", processes=REMOTE_TWO),
+        Nothing(),
+        id="result; the others are told to die",
     ),
-    pytest.param(RUN, {}, seen(RUNNING, "succeeded"), Nothing(), id="result, about to exit"),
 ]
 
 
@@ -233,6 +286,98 @@ def test_a_process_that_stays_is_killed(attempt: dict[str, Any], look: Seen) -> 
     assert isinstance(action, StopRay)
 
 
+KILLS = [
+    pytest.param(LOST, seen(MISSING, processes=ALIVE, **OTHER), id="an orphan here"),
+    pytest.param(LOST, seen(MISSING, processes=REMOTE, **OTHER), id="an orphan elsewhere"),
+    pytest.param(CONFIRMED, seen(FAILED, processes=ALIVE), id="survives its job in Ray"),
+    pytest.param(CONFIRMED, seen(FAILED, processes=REMOTE_TWO), id="workers elsewhere"),
+    pytest.param(
+        {},
+        seen(FAILED, "succeeded", result_at=NOW - EXIT_GRACE_S - 1, processes=ALIVE),
+        id="hangs after its result",
+    ),
+    pytest.param(
+        {},
+        seen(RUNNING, "succeeded", result_at=NOW - 2 * EXIT_GRACE_S - 1, processes=ALIVE),
+        id="hangs after its result, and Ray can't end it",
+    ),
+    pytest.param(
+        FLAGGED | {"stop_requested_at": NOW - KILL_AFTER_S - 0.1},
+        seen(RUNNING, processes=ALIVE),
+        id="deaf to the flag and to SIGTERM",
+    ),
+    pytest.param(
+        FLAGGED | {"stop_requested_at": NOW - KILL_AFTER_S - 0.1, "killed_at": NOW - 2},
+        seen(UNREACHABLE, processes=ALIVE),
+        id="and again, Ray is away",
+    ),
+]
+
+
+@pytest.mark.parametrize(("attempt", "look"), KILLS)
+def test_what_is_left_is_killed(attempt: dict[str, Any], look: Seen) -> None:
+    assert isinstance(reconcile(a_job(desired=CANCEL), an_attempt(**attempt), look, NOW), Kill)
+
+
+LOSSES_PROVEN = [
+    pytest.param(DIED_OUT, seen(MISSING, **OTHER), Reason.NODE_LOST, id="has died out"),
+    pytest.param(
+        LOST, seen(MISSING, processes=SETTLED, **OTHER), Reason.NODE_LOST, id="seen dead here"
+    ),
+    pytest.param(
+        DIED_OUT | {"killed_at": NOW - 5},
+        seen(MISSING, processes=REMOTE_TWO, **OTHER),
+        Reason.NODE_LOST,
+        id="has died out elsewhere",
+    ),
+    pytest.param(
+        UNSENT | DIED_OUT, seen(MISSING, **OTHER), Reason.NODE_LOST, id="perhaps never had"
+    ),
+    pytest.param(CONFIRMED, seen(MISSING), Reason.WORKER_LOST, id="forgotten, same session"),
+    pytest.param(CONFIRMED, seen(RUNNING, node_dead=True), Reason.NODE_LOST, id="with its node"),
+    pytest.param(
+        {"gone_since": NOW}, seen(FAILED, processes=SETTLED), Reason.WORKER_LOST, id="both say so"
+    ),
+    pytest.param(
+        CONFIRMED, seen(RUNNING, processes=SETTLED), Reason.WORKER_LOST, id="Ray does not notice"
+    ),
+    pytest.param(
+        CONFIRMED | {"killed_at": NOW - OBEYS_KILL_S},
+        seen(FAILED, processes=REMOTE_TWO),
+        Reason.WORKER_LOST,
+        id="the others were told to die",
+    ),
+    pytest.param(
+        CONFIRMED,
+        replace(seen(FAILED), ray=RayJob(FAILED, "killed: the node was low on memory")),
+        Reason.OUT_OF_MEMORY,
+        id="out of memory, by Ray",
+    ),
+]
+
+
+@pytest.mark.parametrize(("attempt", "look", "reason"), LOSSES_PROVEN)
+def test_a_new_attempt_needs_a_proof_of_death(
+    attempt: dict[str, Any], look: Seen, reason: Reason
+) -> None:
+    action = reconcile(a_job(), an_attempt(**attempt), look, NOW)
+    assert isinstance(action, Requeue)
+    assert (action.reason, action.delay_s) == (reason, 0.0)
+
+
+def test_a_result_counts_in_the_end_though_ray_stays_away() -> None:
+    look = seen(UNREACHABLE, "succeeded", result_at=NOW - EXIT_GRACE_S - 1)
+    action = reconcile(a_job(), an_attempt(), look, NOW)
+    assert action == Finish(State.SUCCEEDED, Reason.COMPLETED, "E")
+
+
+def test_the_heads_death_makes_no_poison() -> None:
+    look = seen(MISSING, processes=SETTLED, **OTHER)
+    action = reconcile(a_job(losses=MAX_LOSSES - 1), an_attempt(**LOST), look, NOW)
+    assert isinstance(action, Requeue)
+    assert action.losses == MAX_LOSSES - 1
+
+
 ENDED = [
     (RUN, {}, "succeeded", Reason.COMPLETED, State.SUCCEEDED, Reason.COMPLETED),
     (CANCEL, {}, "succeeded", Reason.COMPLETED, State.SUCCEEDED, Reason.COMPLETED),
@@ -245,7 +390,7 @@ ENDED = [
 ]
 
 
-@pytest.mark.parametrize("ray", [s for s in RayStatus if not s.alive])
+@pytest.mark.parametrize("ray", [s for s in RayStatus if s.over or s is MISSING])
 @pytest.mark.parametrize(("desired", "attempt", "outcome", "why", "state", "reason"), ENDED)
 def test_a_result_decides_once_the_process_is_gone(
     ray: RayStatus,
@@ -333,12 +478,6 @@ def test_a_poison_job_fails() -> None:
     assert f"lost {MAX_LOSSES} times" in action.evidence
 
 
-def test_a_forgotten_and_silent_worker_is_lost() -> None:
-    action = reconcile(a_job(), an_attempt(**CONFIRMED), seen(MISSING, **LONG_AGO), NOW)
-    assert isinstance(action, Requeue)
-    assert action.reason is Reason.WORKER_LOST
-
-
 @pytest.mark.parametrize(
     ("desired", "attempt", "state", "reason"),
     [
@@ -376,7 +515,7 @@ SPECS = st.sampled_from(
 JOBS = st.builds(
     a_job,
     state=st.just(State.RUNNING),
-    desired=st.sampled_from(Desired),
+    desired=st.sampled_from([RUN, PAUSE, CANCEL]),
     errors=st.integers(0, 20),
     losses=st.integers(0, 5),
     not_before=MAYBE_TIME,
@@ -388,6 +527,8 @@ ATTEMPTS = st.builds(
     stop_reason=st.sampled_from([None, Reason.CANCELLED, Reason.PAUSED, Reason.DEADLINE]),
     stop_requested_at=MAYBE_TIME,
     gone_since=MAYBE_TIME,
+    session_lost_at=MAYBE_TIME,
+    killed_at=MAYBE_TIME,
 )
 RESULTS = st.builds(
     Result,
@@ -399,9 +540,27 @@ LOOKS = st.builds(
     ray=st.builds(RayJob, st.sampled_from(RayStatus)),
     result=st.none() | RESULTS,
     result_at=MAYBE_TIME,
-    heartbeat=MAYBE_TIME,
+    session=st.sampled_from([None, "s1", "s2"]),
+    node_dead=st.booleans(),
+    processes=st.builds(
+        Processes, *(st.integers(0, 2) for _ in ("living", "gone", "mains", "helpers"))
+    ),
+    watched_s=st.floats(0, 100),
     has_checkpoint=st.booleans(),
 )
+
+
+def _is_proven_dead(attempt: Attempt, look: Seen) -> bool:
+    """By Ray's word that holds, by its head's restart that is long ago, or by our own eyes."""
+    ray = look.ray.status
+    another = look.session not in (None, attempt.session) and not ray.alive
+    if look.processes.surely_gone:
+        return True
+    if another:
+        since = attempt.session_lost_at
+        return since is not None and NOW - since >= RECONNECT_S + SESSION_MARGIN_S
+    held = attempt.gone_since is not None and NOW - attempt.gone_since >= CONFIRM_S
+    return held and (ray.over or ray is MISSING or look.node_dead)
 
 
 @settings(max_examples=500, deadline=None)
@@ -412,9 +571,10 @@ def test_whatever_is_seen_the_decision_is_safe(job: Job, attempt: Attempt, look:
     ray = look.ray.status
     if isinstance(action, Finish | Requeue):
         never_ran = attempt.submitted_at is None and ray is MISSING and job.desired is CANCEL
-        lost = attempt.gone_since is not None and NOW - attempt.gone_since >= CONFIRM_S
-        assert look.result is not None or never_ran or (lost and (ray.over or ray is MISSING))
-        assert not ray.alive, "a process of the attempt may be running"
+        assert look.result is not None or never_ran or _is_proven_dead(attempt, look)
+        assert not look.processes.living, "a process of the attempt is running"
+        gone = look.processes.surely_gone or look.node_dead
+        assert gone or not ray.alive, "a process of the attempt may be running"
     if isinstance(action, StopRay):
         assert ray.alive
         assert attempt.stop_requested_at is not None or look.result is not None
@@ -423,17 +583,13 @@ def test_whatever_is_seen_the_decision_is_safe(job: Job, attempt: Attempt, look:
 
 
 @settings(max_examples=300, deadline=None)
-@given(JOBS, ATTEMPTS, LOOKS, MAYBE_TIME)
-def test_a_heartbeat_alone_kills_nothing(
-    job: Job, attempt: Attempt, look: Seen, heartbeat: float | None
+@given(JOBS, ATTEMPTS, LOOKS, st.none() | st.builds(Progress, step=st.integers(0, 99)))
+def test_a_late_heartbeat_alone_kills_nothing(
+    job: Job, attempt: Attempt, look: Seen, progress: Progress | None
 ) -> None:
-    """Only where Ray has forgotten the attempt does it matter when the heart beat last."""
-    other = replace(look, heartbeat=heartbeat)
-    if look.ray.status is not MISSING:
-        assert reconcile(job, attempt, other, NOW) == reconcile(job, attempt, look, NOW)
-    alive = replace(look, result=None, heartbeat=NOW)
-    if attempt.submitted_at is not None and look.ray.status is MISSING:
-        assert not isinstance(reconcile(job, attempt, alive, NOW), Finish | Requeue | StopRay)
+    """What the worker tells of itself may make a line of history, and nothing else."""
+    other = replace(look, progress=progress)
+    assert reconcile(job, attempt, other, NOW) == reconcile(job, attempt, look, NOW)
 
 
 @settings(max_examples=300, deadline=None)

@@ -3,6 +3,10 @@
 The worker is played by hand: it reads and writes the attempt's folder as a real one does.
 """
 
+import hashlib
+import json
+import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,24 +19,33 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from service import reconcile as decide
-from service import reconciler as module
-from service.cluster import Node, RayJob, RayStatus
+from service.cluster import ClusterSeen, Node, RayJob, RayStatus
 from service.demand import DRIVER, Bundle
-from service.errors import ClusterUnavailableError, TrackingUnavailableError
+from service.errors import (
+    ClusterUnavailableError,
+    JobActiveError,
+    JobConflictError,
+    JobNotFoundError,
+    TrackingUnavailableError,
+)
 from service.queue.job import Desired, Job, State
 from service.queue.store import Store
-from service.reconciler import ReconcilerLoop
+from service.reconciler import ReconcilerLoop, aftercare, parts, sweeper, waiting
 from service.runs import MlflowRuns
 from service.settings import Settings
 from support.searches import SEARCH
+from workers import liveness
 from workers.attempt import (
     AttemptFolder,
     CheckpointRef,
+    ProcessRecord,
     Progress,
     Reason,
     Result,
+    Resumed,
     SearchAttempt,
 )
+from workers.process import host_id
 from workers.search_specs import SearchSpec
 from workers.specs import PRESETS, InitFrom, ResourcesConfig
 from workers.trials import Trial, TrialState, TrialTable, TrialWriter, trials_file
@@ -50,6 +63,9 @@ class Ray:
     needs: dict[str, Bundle] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     capacity: list[Node] = field(default_factory=lambda: [Node("n1", 8, 0)])
+    dead_nodes: list[str] = field(default_factory=list)
+    session: str = "s1"
+    queue_id: str = ""
     away: bool = False
     breaks_for: str = "nobody"
 
@@ -57,22 +73,29 @@ class Ray:
         if self.away:
             raise ClusterUnavailableError("Ray does not answer")
 
-    def nodes(self) -> list[Node]:
+    def look(self) -> ClusterSeen:
         self._answer()
-        return self.capacity
+        jobs = {
+            id: RayJob(status, node_id="n1", queue_id=self.queue_id)
+            for id, status in self.jobs.items()
+        }
+        return ClusterSeen(self.session, jobs, self.capacity, frozenset(self.dead_nodes))
 
-    def job(self, submission_id: str) -> RayJob:
-        if self.away:
-            return RayJob(RayStatus.UNREACHABLE)
-        return RayJob(self.jobs.get(submission_id, RayStatus.MISSING), node_id="n1")
-
-    def submit(self, submission_id: str, job: str, attempt: int, need: Bundle) -> None:
+    def submit(
+        self, submission_id: str, job: str, attempt: int, need: Bundle, queue_id: str
+    ) -> None:
         self._answer()
         if job == self.breaks_for:
             raise RuntimeError("a bug")
         self.submitted.append(submission_id)
         self.needs[submission_id] = need
+        self.queue_id = queue_id
         self.jobs.setdefault(submission_id, RayStatus.RUNNING)
+
+    def restart(self) -> None:
+        """The head is another one: it knows no job."""
+        self.jobs.clear()
+        self.session += "'"
 
     def stop(self, submission_id: str) -> None:
         self._answer()
@@ -95,12 +118,13 @@ class Runs:
             raise TrackingUnavailableError("MLflow does not answer")
         return "e1", self.made.setdefault(job.id, f"run-{len(self.made)}")
 
-    def close(self, job: Job) -> None:
+    def close(self, job: Job, folder: AttemptFolder | None) -> bool:
         if self.away:
             raise TrackingUnavailableError("MLflow does not answer")
         if job.id == self.breaks_for:
             raise RuntimeError("a bug")
         self.closed[job.id] = job.state
+        return True
 
 
 @dataclass
@@ -156,9 +180,9 @@ def world(store: Store, tmp_path: Path) -> World:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every window of time is over at once."""
-    for name in ("CONFIRM_S", "STOP_GRACE_S", "EXIT_GRACE_S", "BACKOFF_S", "FORGOTTEN_S"):
+    for name in ("CONFIRM_S", "STOP_GRACE_S", "EXIT_GRACE_S", "BACKOFF_S", "SESSION_MARGIN_S"):
         monkeypatch.setattr(decide, name, -1.0)
-    monkeypatch.setattr(module, "CLOSE_AGAIN_S", 0.0)
+    monkeypatch.setattr(aftercare, "CLOSE_AGAIN_S", 0.0)
 
 
 # ----------------------------------------------------------------------- one job's life
@@ -175,6 +199,8 @@ def test_a_job_from_queue_to_success(world: World) -> None:
     assert (attempt.job, attempt.attempt, attempt.run_id) == (job_id, 1, "run-0")
     assert (attempt.spec, attempt.tracking_uri) == (job.spec, "http://mlflow")
 
+    world.tick()  # it is noted on which node it runs
+    job = world.job(job_id)
     world.tick()
     assert world.job(job_id) == job, "nothing changes while it runs"
     world.leave(job_id, "succeeded", Reason.COMPLETED, metrics={"a": 1.0}, evidence="98 %")
@@ -360,8 +386,8 @@ def test_long_evidence_is_cut(world: World) -> None:
     world.tick()
     world.leave(job_id, "failed", Reason.ERROR, evidence="x" * 100_000)
     world.tick()
-    assert len(world.job(job_id).evidence) == module.EVIDENCE_LENGTH
-    assert len(world.store.events(job_id)[-1].message) <= module.EVIDENCE_LENGTH
+    assert len(world.job(job_id).evidence) == parts.EVIDENCE_LENGTH
+    assert len(world.store.events(job_id)[-1].message) <= parts.EVIDENCE_LENGTH
 
 
 # ------------------------------------------------------------------ waiting, and why
@@ -415,14 +441,14 @@ def test_while_ray_is_away_jobs_wait_and_can_be_cancelled(world: World) -> None:
 
 def test_while_ray_is_away_a_running_job_is_left_alone(world: World, no_waiting: None) -> None:
     job_id = world.add()
-    world.tick()
+    world.tick(2)
     before = world.job(job_id)
     world.ray.away = True
     world.tick(3)
     assert world.job(job_id) == before
 
 
-def test_while_mlflow_is_away_jobs_wait(world: World) -> None:
+def test_while_mlflow_is_away_jobs_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.runs.away = True
     job_id = world.add()
     world.tick(2)
@@ -430,6 +456,9 @@ def test_while_mlflow_is_away_jobs_wait(world: World) -> None:
     assert (job.state, job.waiting_reason) == (State.QUEUED, "MLflow does not answer")
     assert world.ray.submitted == []
     world.runs.away = False
+    world.tick()
+    assert world.job(job_id).state is State.QUEUED, "it is not asked at every tick"
+    monkeypatch.setattr(waiting, "ASK_MLFLOW_AGAIN_S", -1.0)
     world.tick()
     assert world.job(job_id).state is State.RUNNING
 
@@ -557,6 +586,194 @@ def test_an_attempt_that_ray_never_heard_of_is_submitted_again(world: World) -> 
     assert world.events(job_id) == ["submitted", "started", "dispatched"]
 
 
+def test_a_restarted_head_costs_a_job_an_attempt_and_nothing_else(world: World) -> None:
+    job_id = world.add()
+    world.tick()
+    child = subprocess.Popen(["sleep", "60"])
+    register(world.folder(job_id), child.pid)
+    world.ray.restart()
+    world.tick(2)
+    assert child.wait(timeout=5) == -signal.SIGKILL, "an orphan is killed, not waited for"
+    assert world.folder(job_id).kill_requested()
+    world.tick(2)
+    job = world.job(job_id)
+    assert (job.state, job.attempt, job.losses) == (State.RUNNING, 2, 0)
+    assert world.events(job_id)[3:] == [
+        "cluster-restarted",
+        "killed",
+        "requeued",
+        "started",
+        "dispatched",
+    ]
+    killed = next(e for e in world.store.events(job_id) if e.type == "killed")
+    assert killed.data == {"killed": [{"pid": child.pid, "role": "worker"}]}
+    assert world.store.attempts(job_id)[0].reason is Reason.NODE_LOST
+
+
+def test_an_orphan_elsewhere_is_given_time_to_die(world: World) -> None:
+    job_id = world.add()
+    now = world.store.now()
+    world.loop = ReconcilerLoop(world.store, world.ray, world.runs, world.settings, now=lambda: now)
+    world.tick()
+    record = ProcessRecord(host="another", pid=1, created=1.0, role="worker")
+    world.folder(job_id).register(record)
+    world.ray.restart()
+    world.tick(3)
+    timeout = world.settings.ray_reconnect_timeout_s + decide.SESSION_MARGIN_S
+    now += timeout - 0.1
+    world.tick(2)
+    assert world.job(job_id).attempt == 1
+    now += 0.2
+    world.tick(2)
+    assert world.job(job_id).attempt == 2
+
+
+def test_what_survives_its_cancelled_job_is_killed_and_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = world.add()
+    world.tick()
+    deaf = subprocess.Popen(
+        ["python3", "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"]
+    )
+    register(world.folder(job_id), deaf.pid, "rank-1")
+    world.store.set_desired(job_id, Desired.CANCEL)
+    world.tick()
+    world.leave(job_id, "cancelled", Reason.CANCELLED, step=7)
+    world.tick()
+    assert world.job(job_id).state is State.RUNNING, "its slot is not free"
+    monkeypatch.setattr(decide, "EXIT_GRACE_S", -1.0)
+    world.tick()
+    assert deaf.wait(timeout=5) == -signal.SIGKILL
+    world.tick()
+    assert world.job(job_id).state is State.CANCELLED
+    receipt = world.store.events(job_id)[-1].data
+    assert (receipt["step"], receipt["killed"]) == (7, True)
+    assert 0 <= receipt["took_s"] < 60
+
+
+def test_where_an_attempt_begins_is_history(world: World) -> None:
+    job_id = world.add()
+    world.tick()
+    begun = Resumed(attempt=1, epoch=2, step=40, skipped=["step-60.pt is damaged"])
+    world.folder(job_id).write_progress(Progress(resumed=begun))
+    world.tick(3)
+    events = [e for e in world.store.events(job_id) if e.type == "resumed"]
+    assert [e.data["step"] for e in events] == [40]
+    assert events[0].message == (
+        "goes on from step 40, epoch 2 (attempt 1); 1 damaged checkpoint skipped"
+    )
+
+
+def test_what_ray_runs_for_nobody_is_stopped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = world.add()
+    world.tick()
+    stale, foreign = f"caps-{job_id}-0", "caps-another-queue-1"
+    world.ray.jobs |= {stale: RayStatus.RUNNING, "caps-nobody-3": RayStatus.RUNNING}
+    world.tick(2)
+    assert world.ray.stopped == [], "it may be about to end"
+    monkeypatch.setattr(sweeper, "FOREIGN_FOR_S", -1.0)
+    world.tick()
+    assert sorted(world.ray.stopped) == [stale, "caps-nobody-3"]
+    world.ray.jobs[foreign] = RayStatus.RUNNING
+    world.ray.queue_id = "another"
+    world.tick(2)
+    assert len(world.ray.stopped) == 2
+    assert world.ray.jobs[f"caps-{job_id}-1"] is RayStatus.RUNNING
+
+
+def test_a_deleted_job_goes_with_its_files(world: World) -> None:
+    job_id = world.add()
+    with pytest.raises(JobActiveError):
+        world.store.request_delete(job_id)
+    world.tick()
+    folder = world.folder(job_id)
+    world.leave(job_id, "succeeded", Reason.COMPLETED)
+    world.tick()
+    world.store.request_delete(job_id)
+    with pytest.raises(JobNotFoundError):
+        world.job(job_id)
+    assert folder.path.exists()
+    world.tick()
+    assert not folder.path.parent.exists()
+    assert world.store.deleted() == []
+    assert world.store.current([job_id]) == {}
+
+
+def test_a_retried_job_goes_on_where_it_failed(world: World) -> None:
+    job_id = world.add()
+    world.tick()
+    world.leave(job_id, "failed", Reason.ERROR, evidence="KeyError")
+    world.tick()
+    assert world.job(job_id).run_closed
+    world.store.retry(job_id)
+    world.tick()
+    job = world.job(job_id)
+    assert (job.state, job.attempt, job.run_closed) == (State.RUNNING, 2, False)
+    world.leave(job_id, "succeeded", Reason.COMPLETED)
+    world.tick()
+    assert world.runs.closed == {job_id: State.SUCCEEDED}
+    with pytest.raises(JobConflictError):
+        world.store.retry(job_id)
+
+
+def test_of_a_failed_job_only_the_newest_attempts_checkpoints_stay(
+    world: World, no_waiting: None
+) -> None:
+    job_id = world.add()
+    world.tick()
+    folders = []
+    for _ in range(3):
+        folders.append(world.folder(job_id))
+        checkpoint(folders[-1].checkpoints / "step-00000007.pt")
+        world.end(job_id, RayStatus.FAILED)
+        world.tick(4)
+    (folders[2].checkpoints / "step-00000007.pt").write_bytes(b"damaged")
+    world.leave(job_id, "failed", Reason.ERROR)
+    world.tick()
+    assert [folder.checkpoints.exists() for folder in folders] == [False, True, True]
+
+
+def test_only_one_replica_looks_at_a_time(world: World) -> None:
+    job_id = world.add()
+    with world.store.tick_lock() as ours:
+        assert ours
+        other = Store(world.store.engine.url.render_as_string(hide_password=False))
+        with other.tick_lock() as theirs:
+            assert not theirs
+        assert not world.loop.tick()
+        other.close()
+    assert world.job(job_id).state is State.QUEUED
+    assert world.loop.tick()
+    assert world.job(job_id).state is State.RUNNING
+
+
+def test_behind_a_long_queue_nobody_starves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "PAGE", 3)
+    origin = world.add()
+    world.store.set_desired(origin, Desired.PAUSE)
+    world.tick()
+    for _ in range(8):
+        world.add(init_from=InitFrom(job=origin), priority=10)
+    ready = world.add()
+    world.tick()
+    assert world.job(ready).state is State.RUNNING
+
+
+def register(folder: AttemptFolder, pid: int, role: str = "worker") -> None:
+    folder.register(
+        ProcessRecord(host=host_id(), pid=pid, created=liveness.created(pid), role=role)
+    )
+
+
+def checkpoint(path: Path) -> None:
+    """As far as the control plane looks at one: the file, and its digest beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    path.with_name(f"{path.name}.json").write_text(json.dumps({"sha256": digest}))
+
+
 class KilledError(BaseException):
     """The control plane dies here."""
 
@@ -576,6 +793,12 @@ class Fuse:
             raise KilledError(point)
 
 
+READS = (
+    "now", "running", "claimable", "unsettled", "unclosed", "deleted", "current", "get", "look",
+    "queue_id", "tick_lock",
+)  # fmt: skip
+
+
 class Mortal:
     """Passes calls on; the control plane may die before and after each."""
 
@@ -585,7 +808,7 @@ class Mortal:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._target, name)
-        if not callable(value) or name in ("now", "active", "unclosed", "get", "nodes", "job"):
+        if not callable(value) or name in READS:
             return value  # reading leaves no trace: a death there is one before the next write
 
         def call(*arguments: Any, **named: Any) -> Any:
@@ -657,15 +880,15 @@ def test_a_death_at_any_point_is_mended_by_the_next_look(
                 super().request_stop(kind)
                 fuse.burn("after request_stop")
 
-        monkeypatch.setattr(module, "AttemptFolder", MortalFolder)
+        monkeypatch.setattr(parts, "AttemptFolder", MortalFolder)
         job_id = world.add()
-        parts = [Mortal(part, fuse) for part in (world.store, world.ray, world.runs)]
-        loop = ReconcilerLoop(*parts, world.settings)
+        mortal = [Mortal(part, fuse) for part in (world.store, world.ray, world.runs)]
+        loop = ReconcilerLoop(*mortal, world.settings)
         for _ in range(12):
             try:
                 loop.tick()
             except KilledError:
-                loop = ReconcilerLoop(*parts, world.settings)
+                loop = ReconcilerLoop(*mortal, world.settings)
             _act_as_workers(world, job_id, story)
             if world.job(job_id).run_closed:
                 break

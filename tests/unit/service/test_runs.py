@@ -143,12 +143,13 @@ def test_runs_that_a_killed_driver_left_open_are_closed(monkeypatch: pytest.Monk
     monkeypatch.setattr(runs, "_client", mlflow)
     monkeypatch.setattr(runs, "ping", lambda: None)
     spec = SearchSpec.model_validate_json(json.dumps(examples.SPEC))
-    runs.close(replace(a_job(spec), run_id="parent", experiment_id="e1", state=State.SUCCEEDED))
+    job = replace(a_job(spec), run_id="parent", experiment_id="e1", state=State.SUCCEEDED)
+    runs.close(job, None)
     assert list(mlflow.statuses.values()) == ["FINISHED", "KILLED", "KILLED"]
     assert "mlflow.parentRunId` = 'parent'" in mlflow.asked
     training = Mlflow("RUNNING")
     monkeypatch.setattr(runs, "_client", training)
-    runs.close(replace(a_job(DEMO), run_id="r", state=State.SUCCEEDED))
+    runs.close(replace(a_job(DEMO), run_id="r", state=State.SUCCEEDED), None)
     assert training.statuses == {0: "RUNNING"}
 
 
@@ -175,7 +176,8 @@ def closing(monkeypatch: pytest.MonkeyPatch, mlflow: Mlflow) -> None:
     monkeypatch.setattr(runs, "_client", mlflow)
     monkeypatch.setattr(runs, "ping", lambda: None)
     spec = SearchSpec.model_validate_json(json.dumps(examples.SPEC))
-    runs.close(replace(a_job(spec), run_id="parent", experiment_id="e1", state=State.SUCCEEDED))
+    job = replace(a_job(spec), run_id="parent", experiment_id="e1", state=State.SUCCEEDED)
+    runs.close(job, None)
 
 
 @pytest.mark.parametrize("code", [INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST])

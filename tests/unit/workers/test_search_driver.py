@@ -307,7 +307,8 @@ def test_the_end_of_a_trial_clears_up_after_the_others(tmp_path: Path) -> None:
 class Silent:
     """In place of the connection to MLflow."""
 
-    def __init__(self, uri: str, run_id: str, spool: object) -> None:
+    def __init__(self, uri: str, run_id: str, spool: object, *, apart: bool) -> None:
+        assert not apart, "calls of a search can not be handed to another process"
         self.submitted: list[str] = []
         self.patience: float | None = None
         SILENT.append(self)

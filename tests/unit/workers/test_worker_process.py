@@ -1,5 +1,6 @@
 """The worker as a process: it dies with its parent, and all that it prints is kept."""
 
+import json
 import subprocess
 import sys
 import time
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from support.search_books import make_attempt, make_spec
+from workers.attempt import AttemptFolder, Reason, installed_release
 
 CHILD = """
 import sys, time
@@ -83,3 +87,24 @@ def test_a_process_that_serves_one_trial_after_another_gives_each_its_log(tmp_pa
     assert (found.stdout, found.stderr) == ("", "")
     assert sorted(logs[0].read_text().splitlines()) == ["Python to 0.txt"] * 2 + ["native"] * 2
     assert sorted(logs[1].read_text().splitlines()) == ["Python to 1.txt", "native"]
+
+
+@pytest.mark.parametrize(
+    ("field", "other", "own"),
+    [("package_version", "0.0.7", installed_release()), ("schema_version", 2, 1)],
+)
+def test_a_worker_refuses_what_another_release_asks_for(
+    tmp_path: Path, field: str, other: object, own: object
+) -> None:
+    folder = AttemptFolder(tmp_path, "s1", 1)
+    folder.write_attempt(make_attempt(make_spec()))
+    file = folder.path / "attempt.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: other}))
+    command = [sys.executable, "-m", "workers", "s1", "1"]
+    environment = {"CAPS_STORAGE": str(tmp_path), "PATH": ""}
+    assert subprocess.run(command, env=environment, check=False).returncode == 1
+    result = folder.read_result()
+    assert result is not None
+    assert (result.outcome, result.reason) == ("failed", Reason.VERSION_MISMATCH)
+    assert f"attempt.json has {field} {other}, expected {own}" in result.evidence
+    assert len(folder.processes()) == 1

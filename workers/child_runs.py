@@ -1,20 +1,22 @@
-"""The trials' runs in MLflow: children of the search's run, made, filled and closed by the driver.
+"""The trials' runs in MLflow: children of the search's run, made, filled and closed.
 
-What is sent comes from the book and the trials' folders, so a search that is gone on with sends
-again what may be missing, and MLflow ignores what it has.
+Done by the search's driver, and by the control plane where the last driver died before it. What is
+sent comes from the book and the trials' folders; whoever goes on sends what may be missing, and
+MLflow ignores what it has.
 """
 
 import logging
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from workers.attempt import SearchAttempt
+from workers.attempt import AttemptFolder, SearchAttempt
+from workers.courier import may_pass, send_points
 from workers.parameters import PER_BATCH, flatten
-from workers.search.book import SearchBook
-from workers.spool import points_from
-from workers.tracking import may_pass, send_points
-from workers.trials import Trial, TrialState
+from workers.spool import Outgoing, Point
+from workers.trials import Trial, TrialState, TrialTable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,13 +34,26 @@ TAG_SEARCH = "caps.search"
 TAG_TRIAL = "caps.trial"
 
 
-class ChildRuns:
-    """One run a trial. Its methods are called by the tracker's thread alone."""
+class Book(Protocol):
+    """Where the trials stand: the driver's, or what a dead driver left of it."""
 
-    def __init__(self, attempt: SearchAttempt, book: SearchBook) -> None:
+    def table(self) -> TrialTable:
+        """All that is known of the trials."""
+
+    def folder(self, number: int) -> AttemptFolder:
+        """A trial's own folder, in the search's current attempt."""
+
+    def update(self, number: int, **changes: Any) -> Trial:
+        """Note what has changed about a trial."""
+
+
+class ChildRuns:
+    """One run a trial. Its methods are called by one thread alone."""
+
+    def __init__(self, attempt: SearchAttempt, book: Book) -> None:
         self._attempt = attempt
         self._book = book
-        self._offsets: dict[Path, int] = {}
+        self._spools: dict[Path, Outgoing] = {}
         self._found: dict[int, str] | None = None
         self._open: set[str] = set()
         self.given_up: dict[int, str] = {}
@@ -46,10 +61,16 @@ class ChildRuns:
 
     def ship(self, client: "MlflowClient", parent: str) -> None:
         """Send what is new; safe to repeat when MLflow was away in the middle of it."""
+        self.ship_until(client, parent, math.inf)
+
+    def ship_until(self, client: "MlflowClient", parent: str, until: float) -> bool:
+        """The same for as long as there is time, by the monotonic clock; whether all is sent."""
         for number, trial in sorted(self._book.table().trials.items()):
             never_ran = trial.started_at is None and trial.run_id is None
             if trial.shipped or never_ran or number in self.given_up:
                 continue
+            if time.monotonic() >= until:
+                return False
             try:
                 self._ship_one(client, parent, trial)
             except Exception as error:
@@ -58,6 +79,7 @@ class ChildRuns:
                     raise
                 logger.exception("trial %d is not tracked any more", number)
                 self.given_up[number] = str(error)
+        return True
 
     def _ship_one(self, client: "MlflowClient", parent: str, trial: Trial) -> None:
         run_id = trial.run_id or self._make(client, parent, trial)
@@ -105,17 +127,21 @@ class ChildRuns:
         }
 
     def _send(self, client: "MlflowClient", run_id: str, number: int) -> None:
+        def send(points: list[Point]) -> bool:
+            send_points(client, run_id, points)
+            return True
+
         folder = self._book.folder(number)
         for each in [*reversed(folder.earlier()), folder]:
-            offset = self._offsets.get(each.metrics, 0)
-            points, behind = points_from(each.metrics, offset)
-            send_points(client, run_id, points)
-            self._offsets[each.metrics] = behind
+            if each.metrics not in self._spools:
+                self._spools[each.metrics] = Outgoing(each.metrics, run_id)
+            self._spools[each.metrics].ship(send)
 
     def _end(self, client: "MlflowClient", run_id: str, trial: Trial) -> None:
         at = int((trial.ended_at or 0) * 1000)
         if trial.score is not None:  # its time is the trial's, so that a second sending adds none
-            client.log_metric(run_id, "score", trial.score, at, trial.score_epoch or 0)
+            score = Point("score", trial.score, at, trial.score_epoch or 0)
+            send_points(client, run_id, [score])
         told = {
             "caps.state": trial.state.value,
             "caps.reason": "" if trial.reason is None else trial.reason.value,

@@ -1,0 +1,112 @@
+"""How a specification becomes a queued job: once for each key, and only what could ever run."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends, Header, Response
+
+from service.api.parsing import invalid_spec
+from service.api.services import Services
+from service.errors import (
+    CapsError,
+    FieldError,
+    JobDeletedError,
+    JobNotFoundError,
+    KeyReusedError,
+    ParameterInvalidError,
+    SpecInvalidError,
+)
+from service.queue.adding import Submitted
+from service.queue.job import AnySpec, Job
+from workers.specs import InitFrom
+
+REPLAYED = "Idempotent-Replayed"
+LONGEST_KEY = 255
+LOCAL = "local"
+"""The owner of all jobs while there are no tokens."""
+
+KEY_ERRORS: tuple[type[CapsError], ...] = (ParameterInvalidError, KeyReusedError, JobDeletedError)
+
+
+async def _key(
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="Any text of your own: the same key and specification are accepted once, "
+            "however often they are sent.",
+            examples=["nightly-2026-11-22"],
+            json_schema_extra={"minLength": 1, "maxLength": LONGEST_KEY},
+        ),
+    ] = None,
+) -> str | None:
+    if key is None or (1 <= len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
+        return key
+    raise ParameterInvalidError(
+        "the Idempotency-Key can't be used",
+        hint="a UUID or the name of the run will do",
+        errors=[
+            FieldError(
+                "/header/Idempotency-Key",
+                f"has {len(key)} characters" if key.isascii() else "is not ASCII",
+                accepted=f"1 to {LONGEST_KEY} printable ASCII characters",
+            )
+        ],
+    )
+
+
+IdempotencyKey = Annotated[str | None, Depends(_key)]
+
+
+def queued(
+    given: Services,
+    spec: AnySpec,
+    key: str | None,
+    response: Response,
+    check: Callable[[], None],
+) -> Job:
+    """Queue what was submitted, or find what this key has queued before.
+
+    `check` refuses what can't run, but nothing that this key has queued before: the answer to a
+    repeated submission is that of the first time, whatever has become of the cluster meanwhile.
+    """
+    try:
+        check()
+    except CapsError:
+        known = None if key is None else given.store.find_keyed(LOCAL, key, spec)
+        if known is None:
+            raise
+        submitted = Submitted(known, replayed=True)
+    else:
+        submitted = given.store.submit(spec, owner=LOCAL, idempotency_key=key)
+    if submitted.replayed:
+        response.headers[REPLAYED] = "true"
+    else:
+        given.wake()
+    return submitted.job
+
+
+def check_origin(
+    given: Services, source: InitFrom | None, pointer: str, hint: str | None = None
+) -> None:
+    """Refuse to continue from a job that does not exist: the worker would tell only later."""
+    if source is None or source.job is None:
+        return
+    try:
+        given.store.get(source.job)
+    except JobNotFoundError as error:
+        lists = "GET /v1/jobs or `capsctl jobs` lists the jobs"
+        wrong = FieldError(f"{pointer}/job", error.detail, source.job, "the id of a job", lists)
+        raise invalid_spec([wrong], 1, hint) from None
+
+
+def check_room(given: Services, spec: AnySpec, pointer: str) -> None:
+    """Refuse what the cluster could not even hold if it were empty."""
+    wrong = given.capacity.never_fits(spec, pointer)
+    if wrong:
+        raise SpecInvalidError(
+            "it asks for more than the cluster has, and would wait for ever",
+            hint="lower the resources, or start a node that has them; where nodes join by "
+            "themselves, CAPS_ELASTIC=true lets such jobs wait",
+            errors=wrong,
+        )

@@ -1,0 +1,155 @@
+"""The attempts of a job, told from its events: when, from which step on, and what ended each."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from service.api.views import EventView, JobView, View
+from service.explanation.words import because, reason_of, span
+from workers.attempt import Reason
+
+ENDS = ("requeued", "succeeded", "failed", "cancelled", "paused")
+"""Events that end an attempt, if one is under way."""
+
+
+class AttemptStory(View):
+    """What became of one attempt."""
+
+    number: int
+    started_at: datetime
+    ended_at: datetime | None = None
+    duration_s: float
+    """Up to now, of one that runs."""
+    began: str
+    """From where it went on."""
+    ended: str
+    """What ended it, or that it goes on."""
+    reason: Reason | None = None
+    """Why it ended, where an event says so."""
+    skipped: list[str]
+    """Why checkpoints were passed over, the newest first."""
+
+
+@dataclass
+class _Attempt:
+    """Events of one attempt."""
+
+    started: EventView
+    resumed: EventView | None = None
+    end: EventView | None = None
+    marks: set[str] = field(default_factory=set)
+
+
+def attempt_stories(job: JobView, events: Iterable[EventView], now: datetime) -> list[AttemptStory]:
+    """One story an attempt, the first one first."""
+    attempts = _gathered(events)
+    return [_story(job, number, each, now) for number, each in sorted(attempts.items())]
+
+
+def receipt(data: dict[str, Any]) -> str:
+    """How an attempt left that was asked to; empty where nothing is known."""
+    took, step = data.get("took_s"), data.get("step")
+    parts = []
+    if took is not None:
+        parts.append(f"gone {span(took)} after it was asked to leave")
+    if step is not None:
+        parts.append(f"at step {step}")
+    told = ", ".join(parts)
+    if took is None and not data.get("killed"):
+        return told
+    left = "what was left of it had to be killed" if data.get("killed") else "nothing was left"
+    return f"{told}; {left}" if told else left
+
+
+def _gathered(events: Iterable[EventView]) -> dict[int, _Attempt]:
+    found: dict[int, _Attempt] = {}
+    for event in events:
+        if event.type == "started":
+            found[event.attempt] = _Attempt(event)
+        attempt = found.get(event.attempt)
+        if attempt is None or attempt.end is not None:
+            continue
+        attempt.marks.add(event.type)
+        if event.type == "resumed":
+            attempt.resumed = event
+        if event.type in ENDS:
+            attempt.end = event
+    return found
+
+
+def _story(job: JobView, number: int, attempt: _Attempt, now: datetime) -> AttemptStory:
+    end = attempt.end
+    until = now if end is None else end.at
+    resumed = attempt.resumed.data if attempt.resumed else {}
+    return AttemptStory(
+        number=number,
+        started_at=attempt.started.at,
+        ended_at=None if end is None else end.at,
+        duration_s=round(max(0.0, (until - attempt.started.at).total_seconds()), 1),
+        began=_began(job, number, attempt),
+        ended=_going_on(job, attempt) if end is None else _ended(end, attempt),
+        reason=None if end is None else _reason(job, end),
+        skipped=[str(why) for why in resumed.get("skipped", [])],
+    )
+
+
+def _began(job: JobView, number: int, attempt: _Attempt) -> str:
+    if attempt.resumed is not None:
+        return _resumed(attempt.resumed.data)
+    if number == 1:
+        source = job.spec.get("init_from") or {}
+        if source.get("job"):
+            return f"with the {source.get('checkpoint', 'best')} weights of job {source['job']}"
+        if source.get("path"):
+            return f"with the weights of {source['path']}"
+        return "from the beginning"
+    if job.kind == "search":
+        return "with the trials that were left"
+    going = attempt.end is None and (job.progress is None or job.progress.step == 0)
+    return "from where is not known yet" if going else "from the beginning: no checkpoint was left"
+
+
+def _resumed(data: dict[str, Any]) -> str:
+    if data.get("attempt") is None:
+        return "from the beginning: no checkpoint was whole"
+    return (
+        f"from step {data.get('step')} (epoch {data.get('epoch')}), the checkpoint of attempt "
+        f"{data['attempt']}"
+    )
+
+
+def _going_on(job: JobView, attempt: _Attempt) -> str:
+    """Of an attempt that has not ended."""
+    if "cluster-restarted" in attempt.marks:
+        return "the Ray head was restarted: it is given up once it is surely gone"
+    if job.phase == "suspect":
+        return "Ray says that it is over; it is being made sure"
+    if "dispatched" not in attempt.marks:
+        return "is being handed to Ray"
+    return f"goes on: {job.phase}"
+
+
+def _ended(end: EventView, attempt: _Attempt) -> str:
+    if end.type == "requeued":
+        named, _, evidence = end.message.partition(": ")
+        delay = end.data.get("delay_s")
+        again = f"tried again after {span(delay)}" if delay else "tried again at once"
+        return f"{because(reason_of(named), evidence)}; {again}"
+    if end.type == "succeeded":
+        return "succeeded"
+    told = receipt(end.data)
+    if end.type == "failed":
+        return f"failed: {end.message}" + (f" ({told})" if end.data.get("took_s") else "")
+    return f"{end.type}: {told}" if told else end.type
+
+
+def _reason(job: JobView, end: EventView) -> Reason | None:
+    if end.type == "requeued":
+        return reason_of(end.message.partition(":")[0])
+    if end.type in ("cancelled", "paused"):
+        return Reason(end.type)
+    if end.type == "succeeded":
+        return Reason.COMPLETED
+    last = job.state == "FAILED" and end.attempt == job.attempt
+    return job.reason if last else reason_of(end.message)

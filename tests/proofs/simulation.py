@@ -1,0 +1,364 @@
+"""The control plane on a real database; Ray, MLflow, workers and time are played.
+
+Every step is a method: what users ask, what workers do, what fails. `Killed` is raised at a crash
+point where a process is to die in the middle of what it does.
+"""
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from proofs.books import Books
+from service.errors import CapsError, JobConflictError, JobNotFoundError
+from service.queue.job import Desired
+from service.queue.store import Store
+from service.reconciler import ReconcilerLoop, observer
+from service.settings import Settings
+from service.testing.clock import FakeClock
+from service.testing.cluster import FakeCluster
+from service.testing.mlflow import FakeMlflow
+from service.testing.ray import FakeNode, FakeRay, Submission
+from service.testing.runs import FakeRuns
+from service.testing.worker import Fakes, FakeWorker
+from workers import crash, liveness
+from workers.attempt import Reason
+from workers.specs import PRESETS, ResourcesConfig, TrainSpec
+
+START = 1_900_000_000.0
+REPLICAS = 2
+DEMO = PRESETS["demo"]
+
+
+class Killed(BaseException):
+    """SIGKILL, played: nothing catches it."""
+
+
+class LockLosing(Store):
+    """A store whose lock of the tick can be lost, as with a connection that the server cut."""
+
+    lock_lost = False
+
+    def tick_lock(self) -> AbstractContextManager[bool]:
+        """The lock, or the belief to have it."""
+        return nullcontext(True) if self.lock_lost else super().tick_lock()
+
+
+class Simulation:
+    """One world. Not for use before `patched`."""
+
+    def __init__(self, store: LockLosing, folder: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.store = store
+        self.folder = folder
+        empty(store, folder)
+        self.clock = FakeClock(START)
+        self.fakes = Fakes(self.clock, folder / "storage")
+        self.ray = FakeRay(
+            [FakeNode("here", 3), FakeNode("there-1", 2), FakeNode("there-2", 2)],
+            passed=self.clock.passed,
+            spawn=self._spawn,
+            orphan_lives_s=lambda timeout: self.random.choice((0.0, timeout / 2, timeout + 2.9)),
+        )
+        self.mlflow = FakeMlflow()
+        self.settings = Settings(
+            home=folder,
+            storage=folder / "storage",
+            database_url=None,
+            mlflow_uri="http://mlflow",
+            ray_reconnect_timeout_s=self.ray.reconnect_timeout_s,
+        )
+        self.replicas = [self._replica() for _ in range(REPLICAS)]
+        self.books = Books(store, self.fakes)
+        self.kills: Counter[str] = Counter()
+        self.healthy_spawns = False
+        self.head_chance = 0.04
+        self.keys: dict[str, TrainSpec] = {}
+        self.log: list[str] = []
+        self._points_left: int | None = None
+        self._at_point: Callable[[], None] | None = None
+
+    @contextmanager
+    def patched(self) -> Iterator["Simulation"]:
+        """Let the service see this world's processes, clock and crashes."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(liveness, "living", self.fakes.living)
+            patch.setattr(liveness, "elsewhere", self.fakes.elsewhere)
+            patch.setattr(liveness, "kill", self.fakes.kill)
+            patch.setattr(observer, "time", SimpleNamespace(time=self.clock.wall))
+            patch.setattr(crash, "reached", self._reached)
+            yield self
+
+    def _replica(self) -> ReconcilerLoop:
+        return ReconcilerLoop(
+            self.store,
+            FakeCluster(self.ray),
+            FakeRuns(self.mlflow),
+            self.settings,
+            now=self.clock.wall,
+        )
+
+    def _spawn(self, submission: Submission) -> FakeWorker:
+        assert submission.node is not None
+        habits: dict[str, Any] = {"steps": self.random.randint(2, 6)}
+        if not self.healthy_spawns:
+            habits["deaf"] = self.random.random() < 0.1
+            habits["lingers"] = self.random.random() < 0.1
+            if self.random.random() < 0.3:
+                habits["starts_at"] = self.clock.passed() + self.random.uniform(0.0, 12.0)
+        job, attempt = submission.metadata["caps_job"], int(submission.metadata["caps_attempt"])
+        host = submission.node.id.partition("/")[0]
+        return self.fakes.start(job, attempt, host, **habits)
+
+    # ------------------------------------------------------------------------- crash points
+
+    def _reached(self, point: str) -> None:
+        if self._points_left is None:
+            return
+        self._points_left -= 1
+        if self._points_left > 0:
+            return
+        self._points_left = None
+        action, self._at_point = self._at_point, None
+        self.note(f"at {point}")
+        assert action is not None
+        action()
+
+    @contextmanager
+    def at_point(self, number: int, action: Callable[[], None]) -> Iterator[None]:
+        """Have something happen at the n-th crash point that is reached in the block."""
+        self._points_left, self._at_point = number, action
+        try:
+            yield
+        finally:
+            self._points_left, self._at_point = None, None
+
+    def note(self, line: str) -> None:
+        """For whoever must find out what happened."""
+        self.log.append(f"{self.clock.passed():9.1f} {line}")
+
+    # --------------------------------------------------------------------------- the users
+
+    def submit(self, key: str | None = None, kill_at: int | None = None) -> str | None:
+        """A job comes; None where the API was killed before it could answer."""
+        spec = self.keys.get(key) if key else None
+        spec = spec or self._spec()
+        if key:
+            self.keys[key] = spec
+        made: list[str] = []
+
+        def call() -> None:
+            made.append(self.store.add(spec, idempotency_key=key).id)
+
+        self._user_call(call, kill_at)
+        if made:
+            self.note(f"submitted {made[0]}, key {key}")
+            self.books.accept(made[0], key)
+        return made[0] if made else None
+
+    def _spec(self) -> TrainSpec:
+        draw = self.random
+        return DEMO.model_copy(
+            update={
+                "max_retries": draw.choice((0, 1, 2)),
+                "max_runtime_s": draw.choice((None, None, None, 60, 600)),
+                "priority": draw.choice((0, 0, 5)),
+                "resources": ResourcesConfig(cpus_per_worker=1),
+            }
+        )
+
+    def pause(self, job_id: str, kill_at: int | None = None) -> None:
+        """A user pauses."""
+        self._user_call(lambda: self.store.set_desired(job_id, Desired.PAUSE), kill_at)
+
+    def resume(self, job_id: str, kill_at: int | None = None) -> None:
+        """A user resumes."""
+        self._user_call(lambda: self.store.set_desired(job_id, Desired.RUN), kill_at)
+
+    def cancel(self, job_id: str, kill_at: int | None = None) -> None:
+        """A user cancels."""
+        self._user_call(lambda: self.store.set_desired(job_id, Desired.CANCEL), kill_at)
+
+    def retry(self, job_id: str, kill_at: int | None = None) -> None:
+        """A user has it tried again."""
+        self._user_call(lambda: self.store.retry(job_id), kill_at)
+
+    def delete(self, job_id: str, kill_at: int | None = None) -> None:
+        """A user deletes."""
+        self._user_call(lambda: self.store.request_delete(job_id), kill_at)
+        self.books.check()  # before its rows are gone
+
+    def _user_call(self, call: Callable[[], Any], kill_at: int | None) -> None:
+        try:
+            with self.at_point(kill_at, self._kill) if kill_at else nullcontext():
+                call()
+        except (JobConflictError, JobNotFoundError) as error:
+            self.note(f"refused: {error}")
+        except CapsError as error:  # a key whose job was deleted
+            self.note(f"refused: {error}")
+        except Killed:
+            self.kills["api"] += 1
+
+    def _kill(self) -> None:
+        raise Killed
+
+    # -------------------------------------------------------------------- the control plane
+
+    def tick(self, replica: int = 0, kill_at: int | None = None) -> None:
+        """A replica looks; killed at its n-th crash point, it starts anew."""
+        self.note(f"tick of {replica}, killed at {kill_at}")
+        try:
+            with self.at_point(kill_at, self._kill) if kill_at else nullcontext():
+                self.replicas[replica].tick()
+        except Killed:
+            self.kills["control plane"] += 1
+            self.replicas[replica] = self._replica()
+
+    def tick_with(self, number: int, action: Callable[[], None]) -> None:
+        """Something happens while a replica is in the middle of its tick."""
+        self.note(f"tick of 0 with {action} at {number}")
+        with self.at_point(number, action):
+            self.replicas[0].tick()
+
+    def stall(self, number: int) -> None:
+        """A replica sleeps in the middle of its tick, loses the lock, and another one works on.
+
+        The first one wakes up and goes on with what it saw before.
+        """
+
+        def meanwhile() -> None:
+            self.store.lock_lost = True
+            try:
+                for _ in range(4):
+                    self.replicas[1].tick()
+                    self.books.check()
+                    self.work_all()
+                    self.clock.sleep(4.0)
+            finally:
+                self.store.lock_lost = False
+
+        self.books.strict = False
+        self.tick_with(number, meanwhile)
+
+    # --------------------------------------------------------------------------- the workers
+
+    def alive(self) -> list[FakeWorker]:
+        """Processes that run, wherever."""
+        return list(self.fakes.living_workers())
+
+    def work(self, worker: FakeWorker, kill_at: int | None = None) -> None:
+        """A process does its next little thing; killed at its n-th write."""
+        try:
+            with self.at_point(kill_at, self._kill) if kill_at else nullcontext():
+                worker.act()
+        except Killed:
+            self.kills["worker"] += 1
+            worker.kill()
+
+    def work_all(self) -> None:
+        """Every process does its next little thing."""
+        for worker in self.alive():
+            self.work(worker)
+
+    def kill_worker(self, worker: FakeWorker) -> None:
+        """SIGKILL."""
+        self.note(f"kill {worker}")
+        self.kills["worker"] += 1
+        worker.kill()
+
+    def fail(self, worker: FakeWorker, reason: Reason) -> None:
+        """The training fails."""
+        if worker.begun and not worker.frozen:
+            self.note(f"{worker} fails: {reason}")
+            worker.leave("failed", reason, "an error")
+
+    # ------------------------------------------------------------------------- the machines
+
+    def kill_head(self) -> None:
+        """The head dies."""
+        self.note("head killed")
+        self.kills["head"] += 1
+        self.ray.kill_head()
+
+    def start_head(self) -> None:
+        """A new one is there."""
+        self.note("head started")
+        self.ray.start_head()
+
+    def kill_node(self, node: FakeNode) -> None:
+        """A machine dies; another one takes its place."""
+        self.note(f"node {node.id} killed")
+        self.kills["node"] += 1
+        self.ray.kill_node(node)
+        self.ray.replace_node(node)
+
+    def set_clock(self, seconds: float) -> None:
+        """Somebody sets the wall clock."""
+        self.note(f"clock set by {seconds:.0f} s")
+        self.books.strict = False
+        self.clock.set_by(seconds)
+
+    def lie(self) -> None:
+        """The head says FAILED of a job that runs, for a moment: for less than CONFIRM_S."""
+        running = [s for s in self.ray.submissions.values() if s.lives]
+        if not running or not (self.ray.reachable and self.ray.head_lives):
+            return
+        submission = self.random.choice(running)
+        self.note(f"FAILED falsely: {submission.id}")
+        submission.failed_falsely = True
+        for seconds in (2.0, 0.0):
+            self.tick()
+            self.books.check()
+            self.clock.sleep(seconds)
+        submission.failed_falsely = False
+        self.tick()
+
+    # ------------------------------------------------------------------------------ the end
+
+    def settle(self) -> int:
+        """All faults end; the number of jobs that reach no end all the same."""
+        self.note("all faults end")
+        if not self.ray.head_lives:
+            self.start_head()
+        self.ray.reachable, self.ray.answers_to_lose = True, 0
+        self.mlflow.away = False
+        self.healthy_spawns = True
+        for worker in self.alive():
+            worker.frozen = worker.deaf = worker.lingers = False
+        for round in range(400):
+            self.tick(round % REPLICAS)
+            self.work_all()
+            self.books.check()
+            if self._settled():
+                return 0
+            self.clock.sleep(1.0 if round < 150 else 120.0)
+        return len(self.unsettled())
+
+    def _settled(self) -> bool:
+        return not (self.unsettled() or self.alive())
+
+    def unsettled(self) -> list[Any]:
+        """Jobs that have not reached where they are to stay, or are not cleared away."""
+        waiting = text(
+            "SELECT id, state, desired, attempt, waiting_reason, run_closed FROM jobs WHERE NOT ("
+            "(state = 'PAUSED' AND desired = 'pause') OR (state IN ('SUCCEEDED', 'FAILED', "
+            "'CANCELLED') AND desired != 'delete' AND (run_id IS NULL OR run_closed)))"
+        )
+        with self.store.engine.connect() as connection:
+            return list(connection.execute(waiting))
+
+
+def empty(store: Store, folder: Path) -> None:
+    """No jobs, and no folders of any."""
+    with store.engine.begin() as connection:
+        connection.execute(text("DELETE FROM jobs"))
+        connection.execute(text("DELETE FROM events"))
+        connection.execute(text("DELETE FROM idempotency_keys"))
+    shutil.rmtree(folder / "storage", ignore_errors=True)

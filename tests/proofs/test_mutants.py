@@ -1,0 +1,123 @@
+"""The kill loop sees it when a protection is missing: each is taken away in turn."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proofs.simulation import LockLosing
+from proofs.test_ten_thousand_kills import kill_loop
+from service import reconcile as decide
+from service.queue import store as queue
+from service.queue.job import Job
+from service.reconciler import observer, waiting
+from service.testing.cluster import FakeCluster
+from workers.attempt import AttemptFolder
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(900),
+    pytest.mark.parametrize("simulated_store", ["sqlite"], indirect=True),
+]
+
+Patch = pytest.MonkeyPatch
+
+
+def no_proof_after_the_heads_death(patch: Patch) -> None:
+    """A new attempt as soon as another session is seen."""
+    patch.setattr(decide, "SESSION_MARGIN_S", -1000.0)
+
+
+def one_word_of_ray_is_enough(patch: Patch) -> None:
+    """FAILED is believed at once."""
+    patch.setattr(decide, "CONFIRM_S", -1.0)
+
+
+def no_session_of_the_attempt(patch: Patch) -> None:
+    """What a dead head may have started is submitted again to the next one."""
+    begin = queue.Store.start_attempt
+
+    def without(store: queue.Store, job: Job, event: Any, session: str | None = None) -> Job:
+        return begin(store, job, event, None)
+
+    patch.setattr(queue.Store, "start_attempt", without)
+
+
+def no_compare_and_set(patch: Patch) -> None:
+    """Whoever comes last wins, whatever he has read."""
+    compare = queue._compare_and_set
+
+    def blindly(connection: Any, job: Job, changes: Any) -> None:
+        row = connection.execute(queue.select(queue.jobs).where(queue.jobs.c.id == job.id)).one()
+        compare(connection, replace(job, attempt=row.attempt, version=row.version), changes)
+
+    patch.setattr(queue, "_compare_and_set", blindly)
+
+
+def results_of_any_attempt(patch: Patch) -> None:
+    """The newest result that there is, whoever left it."""
+    read = AttemptFolder.read_result
+
+    def read_any(folder: AttemptFolder) -> Any:
+        found = (read(one) for one in (folder, *folder.earlier()))
+        return next((result for result in found if result is not None), None)
+
+    patch.setattr(AttemptFolder, "read_result", read_any)
+
+
+def ray_is_called_before_the_commit(patch: Patch) -> None:
+    """The attempt's row is written when Ray has the job."""
+
+    def dispatch(self: waiting.WaitingJobs, job: Job, session: str | None) -> None:
+        number = job.attempt + 1
+        cluster = self._parts.cluster
+        assert isinstance(cluster, FakeCluster)
+        need = waiting.need_of(job.spec).entrypoint
+        if job.run_id is None:
+            experiment_id, run_id = self._parts.runs.ensure(job)
+            job = self._parts.store.update(job, experiment_id=experiment_id, run_id=run_id)
+        cluster.submit(f"caps-{job.id}-{number}", job.id, number, need, "another queue")
+        started = queue.NewEvent("started", "an attempt")
+        waiting.submit(self._parts, self._parts.store.start_attempt(job, started, session))
+
+    patch.setattr(waiting.WaitingJobs, "_dispatch", dispatch)
+
+
+def lost_jobs_are_not_looked_at(patch: Patch) -> None:
+    """Of running jobs only those that Ray knows are looked at."""
+    look = observer.Observer.look
+
+    def hopeful(self: observer.Observer, job: Job, sight: Any) -> decide.Seen:
+        seen = look(self, job, sight)
+        if seen.ray.status is decide.RayStatus.MISSING:
+            return replace(seen, ray=replace(seen.ray, status=decide.RayStatus.UNREACHABLE))
+        return seen
+
+    patch.setattr(observer.Observer, "look", hopeful)
+
+
+@pytest.mark.parametrize(
+    ("mutation", "seen_as"),
+    [
+        (no_proof_after_the_heads_death, "overlap|two may commit|alive after"),
+        (one_word_of_ray_is_enough, "overlap|two may commit|alive after"),
+        (no_session_of_the_attempt, "overlap|two may commit|alive after"),
+        (no_compare_and_set, "stale|twice|double|changed after|without an event"),
+        (results_of_any_attempt, "stale commit|alive after"),
+        (lost_jobs_are_not_looked_at, "stuck"),
+        (ray_is_called_before_the_commit, "alive after|two may commit"),
+    ],
+)
+def test_a_missing_protection_is_seen(
+    simulated_store: LockLosing,
+    storage: Path,
+    monkeypatch: Patch,
+    mutation: Callable[[Patch], None],
+    seen_as: str,
+) -> None:
+    mutation(monkeypatch)
+    with pytest.raises(AssertionError, match=seen_as) as found:
+        kill_loop(simulated_store, storage, kills=2500, a_round=125, head_chance=0.15)
+    print(mutation.__name__, str(found.value).splitlines()[0][:200])

@@ -1,0 +1,380 @@
+"""`explain` as a table: histories as the reconciler writes them, and what is to be read in them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from service.api import examples
+from service.api.views import EventView, JobView
+from service.explanation import Explanation, explain
+from service.explanation.words import PHRASES, counted, span
+from workers.attempt import HINTS, Reason
+
+NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+ID = examples.ITEM["id"]
+
+Line = tuple[float, int, str, str] | tuple[float, int, str, str, dict[str, Any]]
+
+SUBMITTED: Line = (0, 0, "submitted", "submitted as 'first-run'")
+FIRST: list[Line] = [
+    SUBMITTED,
+    (1, 1, "started", "attempt 1"),
+    (1.2, 1, "dispatched", f"Ray has caps-{ID}-1"),
+]
+
+
+def second(at: float, resumed: dict[str, Any] | None = None) -> list[Line]:
+    """Another attempt."""
+    lines: list[Line] = [
+        (at, 2, "started", "attempt 2"),
+        (at + 0.2, 2, "dispatched", f"Ray has caps-{ID}-2"),
+    ]
+    if resumed is not None:
+        lines.append((at + 4, 2, "resumed", "goes on from ...", resumed))
+    return lines
+
+
+LOST: list[Line] = [
+    (60, 1, "suspect", "Ray says FAILED; no result yet"),
+    (63, 1, "requeued", "worker-lost: Job supervisor actor died", {"delay_s": 0.0}),
+]
+RESUMED = {"attempt": 1, "epoch": 3, "step": 120, "skipped": []}
+
+
+def told(lines: list[Line], at: float = 100, **job: Any) -> Explanation:
+    """What is told of a job `at` seconds after noon."""
+    events = [
+        EventView(
+            id=number, job=ID, attempt=line[1], at=NOON + timedelta(seconds=line[0]),
+            type=line[2], message=line[3], data=line[4] if len(line) > 4 else {},
+        )
+        for number, line in enumerate(lines, start=1)
+    ]  # fmt: skip
+    state = job.get("state", "RUNNING")
+    phase = {"RUNNING": "starting", "QUEUED": "waiting"}.get(state, state.lower())
+    bare: dict[str, Any] = {"progress": None, "phase": phase, "result": None}
+    if reason := job.get("reason"):
+        bare["hint"] = HINTS.get(reason)
+    for name in ("finished_at", "not_before"):
+        if name in job:
+            job[name] = NOON + timedelta(seconds=job[name])
+    view = JobView.model_validate(examples.JOB | bare | job)
+    return explain(view, events, NOON + timedelta(seconds=at))
+
+
+def text(found: Explanation) -> str:
+    """All of it, as one text."""
+    return "\n".join([found.summary, *found.details, found.hint or ""])
+
+
+def commands(found: Explanation) -> list[str]:
+    """The verbs of what can be done next."""
+    return [step.command.split()[1] for step in found.next]
+
+
+# ------------------------------------------------------------------------------- it waits
+
+
+def test_a_job_that_waits_tells_its_place_and_what_holds_the_room() -> None:
+    reason = "needs 2 CPUs on one node; 0 CPUs free, running or earlier jobs hold the rest"
+    found = told(
+        [SUBMITTED], state="QUEUED", phase="waiting", attempt=0, position=3, waiting_reason=reason
+    )
+    assert found.summary == "It waits at position 3 of the queue for its first attempt."
+    assert f"N{reason[1:]}." in found.details
+    assert found.attempts == []
+    assert "capsctl jobs --state running" in [step.command for step in found.next]
+    assert {"pause", "cancel"} <= set(commands(found))
+
+
+def test_a_job_that_backs_off_tells_until_when_and_why() -> None:
+    lines = [*FIRST, (90, 1, "requeued", "out-of-memory: CUDA out of memory", {"delay_s": 40.0})]
+    found = told(
+        lines, state="QUEUED", phase="waiting-to-retry", attempt=1, position=1, not_before=130,
+        reason="out-of-memory", evidence="CUDA out of memory", waiting_reason="waits until ...",
+    )  # fmt: skip
+    assert found.summary == "It waits until 12:02:10, for 30 s more, before attempt 2."
+    assert "Attempt 1 ended: memory ran out: CUDA out of memory." in found.details
+    assert "waits until ..." not in text(found)
+    assert found.attempts[0].ended == ("memory ran out: CUDA out of memory; tried again after 40 s")
+    assert found.attempts[0].reason is Reason.OUT_OF_MEMORY
+    assert commands(found)[0] == "logs"
+
+
+def test_a_time_of_another_day_is_told_with_the_day() -> None:
+    found = told(
+        [SUBMITTED], state="QUEUED", phase="waiting-to-retry", attempt=0, not_before=86_400
+    )
+    assert "until 2026-11-23 12:00:00" in found.summary
+
+
+@pytest.mark.parametrize(("desired", "word"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_wish_of_a_waiting_job_is_told(desired: str, word: str) -> None:
+    found = told(
+        [SUBMITTED], state="QUEUED", attempt=0, desired=desired, phase="waiting",
+        waiting_reason=f"is about to be {word}",
+    )  # fmt: skip
+    assert word in found.summary
+
+
+# -------------------------------------------------------------------------------- it runs
+
+
+@pytest.mark.parametrize(
+    ("phase", "lines", "tells"),
+    [
+        ("dispatching", FIRST[:2], "being handed to Ray"),
+        ("starting", FIRST, "is starting"),
+        ("suspect", [*FIRST, *LOST[:1]], "seems to have ended without a result"),
+        ("cancelling", [*FIRST, (97, 1, "stop-requested", "the worker is asked to leave")],
+         "for 3.0 s (cancelling)"),
+        ("pausing", [*FIRST, (97, 1, "stop-requested", "the worker is asked to leave")],
+         "for 3.0 s (pausing)"),
+    ],
+)  # fmt: skip
+def test_a_running_job_tells_its_phase(phase: str, lines: list[Line], tells: str) -> None:
+    found = told(lines, phase=phase)
+    assert tells in found.summary
+    assert found.attempts[0].ended_at is None
+    assert found.attempts[0].duration_s == 99
+
+
+def test_a_training_job_tells_how_far_it_is() -> None:
+    found = told(FIRST, phase="training", progress=examples.ITEM["progress"])
+    assert found.summary == (
+        "Attempt 1 is training, epoch 3 of 10, step 395 of 1130, about 16 s left."
+    )
+    assert commands(found) == ["watch", "logs", "pause", "cancel"]
+    assert commands(told(FIRST, phase="training", desired="pause"))[2:] == ["resume", "cancel"]
+
+
+def test_a_search_that_runs_tells_of_its_trials() -> None:
+    trials = {"total": 12, "running": 2, "succeeded": 4, "failed": 1, "waiting": 5}
+    progress = examples.ITEM["progress"] | {"trials": trials, "eta_s": None}
+    found = told(FIRST, kind="search", phase="searching", progress=progress)
+    assert found.summary == "Attempt 1 is searching, 5 of 12 trials have ended."
+    assert found.kind == "search"
+
+
+def test_a_restarted_cluster_is_told() -> None:
+    lines = [*FIRST, (95, 1, "cluster-restarted", "the Ray head is another one now")]
+    found = told(lines, phase="training", progress=examples.ITEM["progress"])
+    assert "At 12:01:35 the Ray head was another one" in text(found)
+    assert "head was restarted" in found.attempts[0].ended
+
+
+def test_processes_that_were_killed_are_told() -> None:
+    kill = "SIGKILL to worker (process 71): the attempt is over, and this was left of it"
+    found = told([*FIRST, (95, 1, "killed", kill, {"killed": [{"pid": 71}]})], phase="suspect")
+    assert f"At 12:01:35: {kill}." in found.details
+
+
+# ------------------------------------------------------------------------------ it was retried
+
+
+def test_a_retried_job_tells_each_attempt() -> None:
+    lines = [*FIRST, *LOST, *second(64, RESUMED)]
+    found = told(lines, attempt=2, phase="training", progress=examples.ITEM["progress"])
+    assert "It was begun 2 times, after 1 loss." in found.details
+    first, now = found.attempts
+    assert (first.number, first.duration_s, first.began) == (1, 62, "from the beginning")
+    assert first.ended == (
+        "its process died without a word: Job supervisor actor died; tried again at once"
+    )
+    assert now.began == "from step 120 (epoch 3), the checkpoint of attempt 1"
+    assert now.ended == "goes on: training"
+
+
+def test_damaged_checkpoints_are_told() -> None:
+    why = "step-000160.pt: its sha256 is another one"
+    lines = [*FIRST, *LOST, *second(64, RESUMED | {"skipped": [why]})]
+    found = told(lines, attempt=2, phase="training", progress=examples.ITEM["progress"])
+    assert found.attempts[1].skipped == [why]
+    assert f"Attempt 2 passed over a damaged checkpoint: {why}." in found.details
+
+
+@pytest.mark.parametrize(
+    ("resumed", "progress", "began"),
+    [
+        ({"attempt": None, "epoch": 0, "step": 0, "skipped": ["a", "b"]}, None,
+         "from the beginning: no checkpoint was whole"),
+        (None, None, "from where is not known yet"),
+        (None, examples.ITEM["progress"], "from the beginning: no checkpoint was left"),
+    ],
+)  # fmt: skip
+def test_where_an_attempt_began(
+    resumed: dict[str, Any] | None, progress: dict[str, Any] | None, began: str
+) -> None:
+    found = told([*FIRST, *LOST, *second(64, resumed)], attempt=2, progress=progress)
+    assert found.attempts[1].began == began
+
+
+@pytest.mark.parametrize(
+    ("source", "began"),
+    [
+        ({"job": "6ak", "checkpoint": "last"}, "with the last weights of job 6ak"),
+        ({"path": "jobs/6ak/1/checkpoints/best.pt"}, "with the weights of jobs/6ak/1/"),
+    ],
+)
+def test_initial_weights_are_told(source: dict[str, Any], began: str) -> None:
+    found = told(FIRST, spec=examples.SPEC | {"init_from": source})
+    assert found.attempts[0].began.startswith(began)
+
+
+def test_what_ended_attempts_is_counted_apart() -> None:
+    lines = [
+        *FIRST, *LOST, *second(64, RESUMED),
+        (70, 2, "requeued", "error: ValueError: 7", {"delay_s": 10.0}),
+        (80, 3, "started", "attempt 3"),
+        (85, 3, "paused", "", {"step": 200, "took_s": 2.1, "killed": False}),
+        (90, 3, "requeued", "paused: resumed", {"delay_s": 0.0}),
+        (91, 4, "started", "attempt 4"),
+        (92, 4, "cancelled", "cancelled", {"step": 210, "took_s": 1.0, "killed": False}),
+        (95, 4, "retry-requested", "asked to try again"),
+        (96, 5, "started", "attempt 5"),
+    ]  # fmt: skip
+    found = told(lines, attempt=5, phase="starting")
+    why = "1 loss, 1 pause, 1 cancellation and 1 error"
+    assert f"It was begun 5 times, after {why}." in found.details
+    assert [attempt.reason for attempt in found.attempts] == [
+        "worker-lost", "error", "paused", "cancelled", None,
+    ]  # fmt: skip
+    assert found.attempts[2].ended == (
+        "paused: gone 2.1 s after it was asked to leave, at step 200; nothing was left"
+    )
+
+
+# --------------------------------------------------------------------------------- it ended
+
+
+def failed(reason: str, evidence: str, **job: Any) -> Explanation:
+    lines = [*FIRST, (50, 1, "failed", evidence or reason, {"step": 7, "took_s": None})]
+    return told(lines, state="FAILED", reason=reason, evidence=evidence, finished_at=50, **job)
+
+
+def test_a_failed_job_tells_reason_evidence_hint_and_what_can_be_done() -> None:
+    found = failed("diverged", "the loss is nan at step 7")
+    assert found.summary == "It failed at 12:00:50: the training diverged."
+    assert "The loss is nan at step 7." in found.details
+    assert found.hint == HINTS[Reason.DIVERGED]
+    assert "A retry goes on from the newest checkpoint" in text(found)
+    assert commands(found) == ["logs", "retry", "delete"]
+    assert found.next[0].command == f"capsctl logs {ID}"
+    assert "mended" in found.next[1].what
+    assert found.attempts[0].ended == "failed: the loss is nan at step 7"
+    assert found.attempts[0].reason == "diverged"
+
+
+def test_a_failed_search_leads_to_its_trials() -> None:
+    found = failed("trials-failed", "3 of 12 trials failed", kind="search")
+    assert f"capsctl trials --state failed {ID}" in [step.command for step in found.next]
+
+
+def test_a_poison_job_tells_of_all_its_losses() -> None:
+    lost = "lost 3 times in a row without a new checkpoint; the last time: gone"
+    lines: list[Line] = [SUBMITTED]
+    for number in (1, 2, 3):
+        lines.append((number * 20.0, number, "started", f"attempt {number}"))
+        if number < 3:
+            lines.append((number * 20.0 + 5, number, "requeued", "worker-lost: gone", {}))
+    lines.append((65, 3, "failed", lost))
+    found = told(lines, state="FAILED", attempt=3, reason="worker-lost", evidence=lost)
+    assert "in attempt 3: its process died without a word" in found.summary
+    assert "It was begun 3 times, after 2 losses." in found.details
+    assert commands(found) == ["logs", "retry", "delete"]
+
+
+def test_a_retry_by_the_user_begins_another_chapter() -> None:
+    lines = [
+        *FIRST, (50, 1, "failed", "disk full", {}),
+        (70, 1, "retry-requested", "asked to try again"),
+        *second(71, RESUMED),
+        (95, 2, "succeeded", "completed", {"step": 900, "took_s": None, "killed": False}),
+    ]  # fmt: skip
+    best = {"path": "jobs/x/best.pt", "sha256": "0", "epoch": 9, "step": 800}
+    result = {"checkpoints": {"best": best}, "tracking": "incomplete: MLflow is away"}
+    found = told(
+        lines, state="SUCCEEDED", reason="completed", attempt=2, finished_at=95, result=result
+    )
+    assert found.summary == "It succeeded at 12:01:35, in attempt 2."
+    assert [attempt.ended for attempt in found.attempts] == ["failed: disk full", "succeeded"]
+    assert "Its best checkpoint is of epoch 9, step 800: jobs/x/best.pt." in found.details
+    assert "When its worker ended, MLflow had not got everything: MLflow is away." in found.details
+    assert found.hint is None
+
+
+@pytest.mark.parametrize(
+    ("data", "tells"),
+    [
+        ({"step": 118, "took_s": 3.2, "killed": False},
+         "It was gone 3.2 s after it was asked to leave, at step 118; nothing was left."),
+        ({"step": 118, "took_s": 14.0, "killed": True},
+         "It was gone 14 s after it was asked to leave, at step 118; what was left of it had to be "
+         "killed."),
+        ({"step": None, "took_s": 3.2, "killed": False},
+         "It was gone 3.2 s after it was asked to leave; nothing was left."),
+        ({}, "Cancelled while it was not running."),
+    ],
+)  # fmt: skip
+def test_a_cancelled_job_shows_its_receipt(data: dict[str, Any], tells: str) -> None:
+    lines = [
+        *FIRST, (40, 1, "cancel-requested", "asked to cancel"),
+        (50, 1, "cancelled", "cancelled while it was not running", data),
+    ]  # fmt: skip
+    found = told(lines, state="CANCELLED", reason="cancelled", finished_at=50)
+    assert found.summary == "It was cancelled at 12:00:50."
+    assert tells in found.details
+    assert commands(found) == ["retry", "delete"]
+
+
+def test_a_paused_job_tells_since_when_and_how_it_left() -> None:
+    left = {"step": 200, "took_s": 2.1, "killed": False}
+    found = told([*FIRST, (50, 1, "paused", "paused", left)], state="PAUSED", reason="paused")
+    assert found.summary == "It is paused since 12:00:50."
+    assert "at step 200" in text(found)
+    assert commands(found) == ["resume", "cancel"]
+
+
+def test_a_cancel_between_attempts_does_not_end_the_last_one_twice() -> None:
+    lines = [*FIRST, *LOST, (70, 1, "cancelled", "cancelled while it was not running", {})]
+    found = told(lines, state="CANCELLED", finished_at=70)
+    assert found.attempts[0].reason == "worker-lost"
+    assert found.attempts[0].ended_at == NOON + timedelta(seconds=63)
+
+
+# --------------------------------------------------------------------------------- words
+
+
+def test_every_reason_has_its_words() -> None:
+    assert set(PHRASES) == set(Reason)
+
+
+def test_no_history_is_too_strange() -> None:
+    """Events of another release, with other data, in no order."""
+    lines: list[Line] = [
+        (9, 7, "resumed", "x", {"skipped": [1, None]}),
+        (1, 2, "started", ""),
+        (2, 2, "resumed", "", {}),
+        (3, 2, "requeued", "no-such-reason", {"delay_s": None}),
+        (4, 2, "novelty", "", {"killed": "yes"}),
+    ]
+    for state in ("QUEUED", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED"):
+        assert told(lines, state=state, phase="starting", attempt=2).attempts[0].number == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-1, "0.0 s"), (3.25, "3.2 s"), (9.99, "10 s"), (59.4, "59 s"), (60, "1 min"),
+        (130, "2 min 10 s"), (3600, "1 h"), (11_100, "3 h 5 min"),
+    ],
+)  # fmt: skip
+def test_spans_in_words(seconds: float, words: str) -> None:
+    assert span(seconds) == words
+
+
+def test_plurals() -> None:
+    assert [counted(n, noun) for n, noun in ((1, "loss"), (2, "loss"), (3, "error"))] == [
+        "1 loss", "2 losses", "3 errors",
+    ]  # fmt: skip
