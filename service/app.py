@@ -8,7 +8,6 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 import uvicorn
 from anyio.to_thread import run_sync
@@ -36,20 +35,8 @@ from service.deferred_runs import DeferredRuns
 from service.queue.store import Store
 from service.reconciler import ReconcilerLoop
 from service.settings import Settings
+from service.startup import Background, Startup
 from service.version import package_version
-
-
-class Background(Protocol):
-    """What runs beside the API: the reconciler's loop."""
-
-    def start(self) -> None:
-        """Begin."""
-
-    def stop(self) -> None:
-        """End."""
-
-    def wake(self) -> None:
-        """Look at once."""
 
 
 def create_app(
@@ -64,7 +51,7 @@ def create_app(
 
     Args:
         settings: Read from the environment by default.
-        store: The queue; migrated before the first request.
+        store: The queue; migrated before the first request, unless its database is away.
         probes: What /readyz asks, by name.
         background: Started and stopped with the application.
         capacity: Knows what the cluster could never hold; asks Ray by default.
@@ -74,16 +61,16 @@ def create_app(
     cluster = RayCluster(settings.ray_address, settings.ray_token)
     runs = DeferredRuns(settings.mlflow_uri)
     loop = background or ReconcilerLoop(store, cluster, runs, settings)
+    startup = Startup(store, loop)
     capacity = capacity or Capacity(cluster.nodes, elastic=settings.elastic)
     if probes is None:
         probes = {"database": store, "ray": cluster, "mlflow": runs}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await run_sync(store.migrate)
-        loop.start()
+        await run_sync(startup.begin)
         yield
-        await run_sync(loop.stop)
+        await run_sync(startup.end)
         cluster.close()
         store.close()
 

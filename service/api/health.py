@@ -13,8 +13,8 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", responses={200: answer(examples.HEALTH, "Alive")})
-def healthz(given: Given) -> HealthView:
-    """Tell that the process lives."""
+async def healthz(given: Given) -> HealthView:
+    """Tell that the process lives, whatever else is away."""
     return HealthView(version=package_version(), stack=given.settings.stack_id)
 
 

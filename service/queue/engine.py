@@ -166,6 +166,7 @@ def _sqlite_engine(url: URL) -> Engine:
         pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_S,
+        pool_use_lifo=True,  # each connection keeps pages of its own in memory
         connect_args={"timeout": BUSY_TIMEOUT_S},
     )
     event.listen(engine, "connect", _prepare)

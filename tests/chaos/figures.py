@@ -80,12 +80,17 @@ def _training_again(
     if progress is None or progress.first_step_at is None:
         return None
     again = progress.first_step_at
-    if any(kill.at < other.at < again for other in kills):
+    if any(kill.at < other.at < again and _disturbs(other, hit) for other in kills):
         return None
     between = [event for event in books.events[hit.job] if kill.at - 5 < event.at < again]
     if any(event.type.endswith("-requested") or _backs_off(event) for event in between):
         return None
     return again - kill.at
+
+
+def _disturbs(kill: Kill, hit: Hit) -> bool:
+    """Whether a later kill keeps this job from being mended: any but that of another job."""
+    return kill.kind not in ("worker", "together") or hit.job in {h.job for h in kill.hits}
 
 
 def _backs_off(event: Row[Any]) -> bool:

@@ -215,6 +215,20 @@ def test_postgresql_killed_under_load_loses_and_doubles_nothing(
     assert submitted == Counter(seen.accepted.values())
 
 
+@pytest.mark.slow
+def test_an_api_that_starts_before_its_database_waits_for_it(
+    mortal_postgresql: Postgres, tmp_path: Path
+) -> None:
+    database = mortal_postgresql.new_database()
+    mortal_postgresql.kill()
+    with served(database, tmp_path) as port:
+        assert get(port, "/v1/jobs")[0] == 503
+        assert not database_is_ready(port)
+        mortal_postgresql.start()
+        within(15, lambda: get(port, "/v1/jobs")[0] == 200)
+        assert database_is_ready(port)
+
+
 def outage(server: Postgres, port: int, seen: Seen) -> float:
     """Kill the server in the middle of it all; seconds from its return to the API's."""
     time.sleep(random.uniform(0.8, 1.6))
