@@ -76,8 +76,8 @@ class Observer:
         """
         folder = self._parts.folder(job)
         if job.kind is Kind.TRAIN:
-            return any(folder.checkpoints.glob("step-*.json"))
-        of_trials = folder.path.parent.glob(f"trials/*/{job.attempt}/checkpoints/step-*.json")
+            return any(folder.checkpoints.glob("*.pt.json"))
+        of_trials = folder.path.parent.glob(f"trials/*/{job.attempt}/checkpoints/*.pt.json")
         return any(of_trials) or any(
             trial.attempt == job.attempt and trial.state.ended
             for trial in read_trials(folder).trials.values()

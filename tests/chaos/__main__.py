@@ -13,11 +13,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.machine import describe_machine
 from chaos.figures import Times, table
 from chaos.kills import plan
 from chaos.storm import Storm, Verdict
-
-from benchmarks.machine import describe_machine
 from support.postgres import programs, running
 
 DATABASES = ("sqlite", "postgresql")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos.kills import Hit, Kill
-from chaos.verdict import Books
 from sqlalchemy import Row
 
+from chaos.kills import Hit, Kill
+from chaos.verdict import Books
 from workers.attempt import AttemptFolder
 
 ONE = "one worker killed -> training again"

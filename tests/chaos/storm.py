@@ -16,7 +16,6 @@ from chaos.kills import ANY_TIME, PAUSE_S, Kill, Killer, Kind
 from chaos.stream import ACTIVE, ONE, SEARCH, TWO, Mix, Stream
 from chaos.verdict import Books, judge_queue, judge_tracking
 from chaos.watchers import Overlap, until_served
-
 from support.stack import Stack, until
 
 MIX = [Mix("two", TWO, 1), Mix("one", ONE, 1)]

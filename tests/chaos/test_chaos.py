@@ -4,11 +4,11 @@ import random
 import secrets
 
 import pytest
+
 from chaos.__main__ import say, summarize
 from chaos.figures import ONE, SERVING
 from chaos.kills import Kind, plan
 from chaos.storm import Storm
-
 from support.postgres import running
 
 SHORT: list[list[Kind]] = [["control plane", "worker", "together"], ["head"]]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from chaos.nodes import Nodes, gone, trainings, wait_gone, words
 
+from chaos.nodes import Nodes, gone, trainings, wait_gone, words
 from service.reconcile import SESSION_MARGIN_S
 from service.settings import RECONNECT_TIMEOUT_S
 from service.stack.processes import tagged

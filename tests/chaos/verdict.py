@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from chaos.kills import Kill
-from chaos.stream import Accepted
 from sqlalchemy import Row, create_engine, text
 
+from chaos.kills import Kill
+from chaos.stream import Accepted
 from workers.attempt import AttemptFolder
 from workers.spool import points_from, spools_of
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 
 import httpx
-from chaos.kills import current_attempts
 
+from chaos.kills import current_attempts
 from support.stack import Stack
 from workers.liveness import living
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from chaos.kills import Killer, Kind
 
 from capsmodel.checkpoint import CheckpointFolder, load_checkpoint
+from chaos.kills import Killer, Kind
 from service.api.views import JobView
 from service.client import ApiError, CapsClient
 from service.queue.job import State
