@@ -24,7 +24,6 @@ from service.errors import (
     CapsError,
     CursorInvalidError,
     DatabaseUnavailableError,
-    KeyReusedError,
     MediaTypeError,
     NoScoreError,
     ParameterInvalidError,
@@ -36,11 +35,6 @@ from workers.search_preview import SearchPreview, preview
 from workers.search_specs import SearchSpec
 
 router = APIRouter(prefix="/v1/searches", tags=["searches"])
-
-_ANOTHER_BEST = (
-    "the search may have found another best configuration since: name `configuration`, or look "
-    "at the job that the key has made"
-)
 
 SearchId = Annotated[str, Path(description="The search's id.", examples=["6ak4ztb3v1xk"])]
 
@@ -172,10 +166,9 @@ def promote(
         check_origin(given, spec.init_from, "/set/init_from")
         check_room(given, spec, "/set/resources")
 
-    try:
-        job = queued(given, spec, key, response, check)
-    except KeyReusedError as error:
-        raise KeyReusedError(error.detail, hint=_ANOTHER_BEST) from None
+    # The best configuration may be another one by the time of a repetition.
+    asked = f"promote {search.id} {promotion.model_dump_json()}"
+    job = queued(given, spec, key, response, check, asked)
     view = given.presenter([job]).job(job)
     response.headers["Location"] = view.links.self
     return view

@@ -64,8 +64,11 @@ def queued(
     key: str | None,
     response: Response,
     check: Callable[[], None],
+    request: str | None = None,
 ) -> Job:
     """Queue what was submitted, or find what this key has queued before.
+
+    By `request` a repetition is known; it is the specification, where nothing else was asked for.
 
     `check` refuses what can't run, but nothing that this key has queued before: the answer to a
     repeated submission is that of the first time, whatever has become of the cluster meanwhile.
@@ -73,12 +76,13 @@ def queued(
     try:
         check()
     except CapsError:
-        known = None if key is None else given.store.find_keyed(LOCAL, key, spec)
+        asked = request or spec.model_dump_json()
+        known = None if key is None else given.store.find_keyed(LOCAL, key, asked)
         if known is None:
             raise
         submitted = Submitted(known, replayed=True)
     else:
-        submitted = given.store.submit(spec, owner=LOCAL, idempotency_key=key)
+        submitted = given.store.submit(spec, owner=LOCAL, idempotency_key=key, request=request)
     if submitted.replayed:
         response.headers[REPLAYED] = "true"
     else:

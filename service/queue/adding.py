@@ -23,15 +23,17 @@ class Submission:
     owner: str
     key: str | None
     """The Idempotency-Key, if one came with it."""
+    request: str | None = None
+    """What was asked for, where that is not the specification itself."""
     text: str = field(init=False)
     """The specification as JSON, with all its defaults."""
     digest: str = field(init=False)
-    """Two submissions are the same where all fields are, given or left out."""
+    """Two submissions are the same where the request is, or all fields are, given or left out."""
 
     def __post_init__(self) -> None:
         text = self.spec.model_dump_json()
         object.__setattr__(self, "text", text)
-        object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
+        object.__setattr__(self, "digest", digest_of(self.request or text))
 
     @property
     def name(self) -> tuple[str, str | None]:
@@ -56,7 +58,7 @@ def add_all(connection: Connection, submissions: Sequence[Submission]) -> list[O
 
     Raises IntegrityError where another transaction has just taken an id or a key.
     """
-    known = _known(connection, submissions)
+    known = _known(connection, [s.name for s in submissions if s.key is not None])
     first = {s.name: s for s in reversed(submissions) if s.key and s.name not in known}
     new = [s for s in submissions if s.key is None or first.get(s.name) is s]
     added = dict(zip(map(id, new), _insert(connection, new), strict=True))
@@ -68,29 +70,35 @@ def add_all(connection: Connection, submissions: Sequence[Submission]) -> list[O
             original = first[submission.name]
             outcomes.append(_repeated(submission, original.digest, added[id(original)]))
         else:
-            outcomes.append(_of_before(connection, submission, *known[submission.name]))
+            outcomes.append(
+                _of_before(connection, submission.key, submission.digest, *known[submission.name])
+            )
     return outcomes
 
 
-def find_keyed(connection: Connection, submission: Submission) -> Job | None:
+def digest_of(request: str) -> str:
+    """By which a repeated request is known."""
+    return hashlib.sha256(request.encode()).hexdigest()
+
+
+def find_keyed(connection: Connection, owner: str, key: str, digest: str) -> Job | None:
     """The job that the same submission made before.
 
-    Raises KeyReusedError where the key came with another specification, JobDeletedError.
+    Raises KeyReusedError where the key came with another request, JobDeletedError.
     """
-    known = _known(connection, [submission]).get(submission.name)
+    known = _known(connection, [(owner, key)]).get((owner, key))
     if known is None:
         return None
-    outcome = _of_before(connection, submission, *known)
+    outcome = _of_before(connection, key, digest, *known)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome.job
 
 
 def _known(
-    connection: Connection, submissions: Sequence[Submission]
+    connection: Connection, names: Sequence[tuple[str, str | None]]
 ) -> dict[tuple[str, str | None], tuple[str, str]]:
     """Digest and job of the keys that came before."""
-    names = [s.name for s in submissions if s.key is not None]
     if not names:
         return {}
     keys = idempotency_keys.c
@@ -98,9 +106,11 @@ def _known(
     return {(row.owner, row.key): (row.digest, row.job_id) for row in connection.execute(query)}
 
 
-def _of_before(connection: Connection, submission: Submission, digest: str, job_id: str) -> Outcome:
-    if submission.digest != digest:
-        return _reused(submission, job_id)
+def _of_before(
+    connection: Connection, key: str | None, digest: str, known_digest: str, job_id: str
+) -> Outcome:
+    if digest != known_digest:
+        return _reused(key, job_id)
     try:
         return Submitted(get_job(connection, job_id), replayed=True)
     except JobNotFoundError:
@@ -110,12 +120,12 @@ def _of_before(connection: Connection, submission: Submission, digest: str, job_
 def _repeated(submission: Submission, digest: str, job: Job) -> Outcome:
     """Of two with the same key at the same time."""
     if submission.digest != digest:
-        return _reused(submission, job.id)
+        return _reused(submission.key, job.id)
     return Submitted(job, replayed=True)
 
 
-def _reused(submission: Submission, job_id: str) -> KeyReusedError:
-    return KeyReusedError(f"Idempotency-Key {submission.key or '':.60} is that of job {job_id}")
+def _reused(key: str | None, job_id: str) -> KeyReusedError:
+    return KeyReusedError(f"Idempotency-Key {key or '':.60} is that of job {job_id}")
 
 
 def _insert(connection: Connection, submissions: Sequence[Submission]) -> list[Job]:

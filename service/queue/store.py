@@ -32,7 +32,7 @@ from service.errors import (
     JobEndedError,
     StaleJobError,
 )
-from service.queue.adding import Outcome, Submission, Submitted, add_all, find_keyed
+from service.queue.adding import Outcome, Submission, Submitted, add_all, digest_of, find_keyed
 from service.queue.engine import make_engine, outage, patiently, reading, writing
 from service.queue.job import AnySpec, Attempt, Desired, Event, Job, Kind, State
 from service.queue.places import Places
@@ -220,13 +220,13 @@ class Store:
         with self._reader.connect() as connection:
             return [event_of(row) for row in connection.execute(query)]
 
-    def find_keyed(self, owner: str, key: str, spec: AnySpec) -> Job | None:
-        """The job that the same submission made before.
+    def find_keyed(self, owner: str, key: str, request: str) -> Job | None:
+        """The job that the same request made before.
 
-        Raises KeyReusedError where the key came with another specification, JobDeletedError.
+        Raises KeyReusedError where the key came with another request, JobDeletedError.
         """
         with self._reader.connect() as connection:
-            return find_keyed(connection, Submission(spec, owner, key))
+            return find_keyed(connection, owner, key, digest_of(request))
 
     # ------------------------------------------------------------------------------- writing
 
@@ -239,12 +239,15 @@ class Store:
         """
         return self.submit(spec, owner=owner, idempotency_key=idempotency_key).job
 
-    def submit(self, spec: AnySpec, *, owner: str, idempotency_key: str | None) -> Submitted:
+    def submit(
+        self, spec: AnySpec, *, owner: str, idempotency_key: str | None, request: str | None = None
+    ) -> Submitted:
         """As `add`, and tells whether the job is one of before.
 
-        What several threads submit at the same time is committed together.
+        What several threads submit at the same time is committed together. A submission is repeated
+        where the `request` is the same: the specification, if no other is given.
         """
-        return self._submissions.one(Submission(spec, owner, idempotency_key))
+        return self._submissions.one(Submission(spec, owner, idempotency_key, request))
 
     def _submit_all(self, submissions: Sequence[Submission]) -> Sequence[Outcome]:
         if len(submissions) == 1:

@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -420,11 +421,14 @@ def test_the_way_back_from_recovery_keeps_jobs_and_drops_what_was_to_be_deleted(
 def test_the_same_key_and_spec_are_one_job(store: Store) -> None:
     job = store.add(spec(name="one"), idempotency_key="k")
     assert store.add(spec(name="one"), idempotency_key="k") == job
-    assert store.find_keyed("local", "k", spec(name="one")) == job
+    assert store.find_keyed("local", "k", spec(name="one").model_dump_json()) == job
     assert store.add(spec(name="one"), owner="ann", idempotency_key="k") != job
     with pytest.raises(KeyReusedError, match=job.id):
         store.add(spec(name="two"), idempotency_key="k")
-    assert store.find_keyed("local", "l", spec(name="one")) is None
+    asked = {"owner": "local", "idempotency_key": "p", "request": "promote s"}
+    promoted = store.submit(spec(name="best"), **asked)
+    assert store.submit(spec(name="another best"), **asked) == replace(promoted, replayed=True)
+    assert store.find_keyed("local", "l", spec(name="one").model_dump_json()) is None
 
 
 def test_of_eight_submissions_with_one_key_one_is_accepted(store: Store) -> None:
