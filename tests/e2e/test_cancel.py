@@ -82,6 +82,7 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_two_workers_leave_by_themselves(stack: Stack, client: CapsClient) -> None:
     job = train(client)
     took = cancel(stack, client, job)

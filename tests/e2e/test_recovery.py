@@ -1,4 +1,7 @@
-"""What dies is survived: a worker, MLflow, the API, and `capsctl up` itself."""
+"""What dies is survived: a worker, MLflow, the API, and `capsctl up` itself.
+
+What is marked long here has a short form in `tests/chaos` or `test_tracking_outage`.
+"""
 
 import time
 from typing import Any
@@ -29,6 +32,7 @@ def submit_and_train(client: CapsClient, spec: dict[str, Any] = LONG) -> JobView
     return client.job(job.id)
 
 
+@pytest.mark.long
 def test_a_killed_worker_resumes_from_its_checkpoint(stack: Stack, client: CapsClient) -> None:
     job = submit_and_train(client)
     for worker in stack.workers(job.id):
@@ -44,6 +48,7 @@ def test_a_killed_worker_resumes_from_its_checkpoint(stack: Stack, client: CapsC
     assert [point.step for point in history] == [36 * (epoch + 1) for epoch in range(EPOCHS)]
 
 
+@pytest.mark.long
 def test_a_dead_mlflow_loses_no_metric(stack: Stack, client: CapsClient) -> None:
     job = submit_and_train(client)
     dead = stack.service("mlflow")
@@ -80,6 +85,7 @@ def test_a_hanging_mlflow_keeps_no_slot_and_loses_no_checkpoint(
     until(lambda: stack.mlflow().get_run(run).info.status == "KILLED", 40, "run KILLED")
 
 
+@pytest.mark.long
 def test_a_killed_api_comes_back_and_the_job_goes_on(stack: Stack, client: CapsClient) -> None:
     job = submit_and_train(client)
     killed = stack.service("api")
