@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from service.cluster import RayJob, RayStatus
-from service.queue.job import Attempt, Desired, Job, State
+from service.queue.job import MAX_BACKOFF_S, Attempt, Desired, Job, State
 from workers.attempt import Progress, Reason, Result, Resumed, StopKind, reason_of_ray
 
 STOP_GRACE_S = 8.0
@@ -29,7 +29,8 @@ a second."""
 MAX_LOSSES = 3
 """Lost attempts in a row, none of which left a checkpoint, make a poison job."""
 BACKOFF_S = 10.0
-MAX_BACKOFF_S = 600.0
+
+BACKS_OFF = "backs off before the next attempt; not_before says until when"
 
 FINAL = (Reason.DIVERGED, Reason.DATA_MISSING, Reason.BAD_CHECKPOINT, Reason.VERSION_MISMATCH)
 """Errors that the same specification would meet again: never retried."""
@@ -49,6 +50,11 @@ class Processes:
     """On other hosts, started for the first one."""
 
     @property
+    def known(self) -> bool:
+        """Whether any has said who it is."""
+        return bool(self.living or self.gone or self.mains_elsewhere or self.helpers_elsewhere)
+
+    @property
     def surely_gone(self) -> bool:
         """Whether nothing else than what was seen gone can be left."""
         return self.gone > 0 and not (self.living or self.mains_elsewhere or self.helpers_elsewhere)
@@ -66,6 +72,7 @@ class Seen:
     processes: Processes = Processes()
     result: Result | None = None
     result_at: float | None = None
+    """Since when it is known."""
     progress: Progress | None = None
     """What the worker last told of itself."""
     has_checkpoint: bool = False
@@ -186,8 +193,8 @@ def reconcile_waiting(job: Job, obstacle: str, now: float) -> Action:
         return Finish(State.PAUSED, Reason.PAUSED, "paused before it ran")
     if job.state is State.PAUSED:
         return Requeue(Reason.PAUSED, "resumed", 0.0, job.errors, job.losses)
-    if job.not_before is not None and now < job.not_before:
-        return Wait("backs off before the next attempt; not_before says until when")
+    if job.not_before is not None and now < job.not_before <= now + MAX_BACKOFF_S:
+        return Wait(BACKS_OFF)
     return Wait(obstacle) if obstacle else Dispatch()
 
 
@@ -212,10 +219,11 @@ def reconcile(
         return _in_a_lost_session(job, attempt, seen, now, reconnect_timeout_s)
     if attempt.session_lost_at is not None and seen.ray.status.alive:
         return NoteSession(lost=False)
-    if attempt.submitted_at is None:
+    missing = seen.ray.status is RayStatus.MISSING
+    if attempt.submitted_at is None and not (missing and seen.processes.known):
         return _not_submitted(job, seen.ray.status)
-    lost = seen.ray.status.over or seen.ray.status is RayStatus.MISSING or seen.node_dead
-    if lost or seen.processes.surely_gone:
+    lost = seen.ray.status.over or missing or seen.node_dead
+    if lost or (seen.processes.surely_gone and _may_decide(job, attempt, seen)):
         return _gone(job, attempt, seen, now)
     if attempt.gone_since is not None:  # alive, or nobody can say: Ray's word did not hold
         return NoteGone(gone=False)
@@ -224,8 +232,21 @@ def reconcile(
 
 def _session_lost(attempt: Attempt, seen: Seen) -> bool:
     """Whether the head that knew the attempt is no more."""
-    known = attempt.session is not None and seen.session is not None
-    return known and seen.session != attempt.session and not seen.ray.status.alive
+    if seen.session is None or seen.ray.status.alive:
+        return False
+    if attempt.session is None:  # of a release that did not note it
+        return seen.ray.status is RayStatus.MISSING
+    return seen.session != attempt.session
+
+
+def _may_decide(job: Job, attempt: Attempt, seen: Seen) -> bool:
+    """Whether what is seen without Ray's word is enough.
+
+    While Ray is away another attempt could not start, and whether the head died, which is nobody's
+    fault, shows when it is back. A job that was to leave need not wait for that.
+    """
+    to_leave = job.desired is not Desired.RUN or attempt.stop_reason is not None
+    return seen.ray.status.alive or to_leave
 
 
 def _not_submitted(job: Job, ray: RayStatus) -> Action:
@@ -240,7 +261,7 @@ def _in_a_lost_session(
     job: Job, attempt: Attempt, seen: Seen, now: float, reconnect_timeout_s: float
 ) -> Action:
     """Its processes end by themselves once Ray's have given the head up, and nobody is asked."""
-    if attempt.session_lost_at is None:
+    if attempt.session_lost_at is None or attempt.session_lost_at > now:
         return NoteSession(lost=True)
     left = seen.processes
     elsewhere = left.mains_elsewhere or left.helpers_elsewhere
@@ -255,7 +276,7 @@ def _in_a_lost_session(
 
 def _gone(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
     """The attempt is over, by Ray or by what is seen; the worker has left no result."""
-    if attempt.gone_since is None:
+    if attempt.gone_since is None or attempt.gone_since > now:
         return NoteGone(gone=True)
     confirmed = min(now - attempt.gone_since, seen.watched_s) >= CONFIRM_S
     both_say_so = seen.processes.surely_gone and not seen.ray.status.alive
@@ -265,7 +286,7 @@ def _gone(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
         return left
     if seen.node_dead:
         return _after_loss(job, attempt, seen, Reason.NODE_LOST, "Ray has given the node up")
-    said = _first_words(seen.ray.message)
+    said = "" if seen.ray.status is RayStatus.UNREACHABLE else _first_words(seen.ray.message)
     said = said or f"Ray says {seen.ray.status}, and the worker left no result"
     return _after_loss(job, attempt, seen, reason_of_ray(seen.ray.message), said)
 
@@ -275,7 +296,7 @@ def _clear(attempt: Attempt, seen: Seen, now: float) -> Action | None:
     left = seen.processes
     if left.living or (left.helpers_elsewhere and attempt.killed_at is None):
         return Kill("the attempt is over, and this was left of it")
-    if left.helpers_elsewhere and now - (attempt.killed_at or now) < OBEYS_KILL_S:
+    if left.helpers_elsewhere and 0 <= now - (attempt.killed_at or now) < OBEYS_KILL_S:
         return Nothing()
     return None
 
@@ -292,6 +313,8 @@ def _while_running(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action
         return Nothing()
     if attempt.stop_reason is Reason.PAUSED and job.desired is Desired.CANCEL:
         return RequestStop("cancel", Reason.CANCELLED)
+    if attempt.stop_requested_at > now and attempt.stop_kind and attempt.stop_reason:
+        return RequestStop(attempt.stop_kind, attempt.stop_reason)  # the clock was set back
     return _insist(attempt, seen, now - attempt.stop_requested_at)
 
 

@@ -80,6 +80,8 @@ class Courier:
         self._closing = threading.Event()
         self._deadline = float("inf")
         self._unsent = ""
+        self._doing = ""
+        self._problem = ""
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
 
     def start(self) -> None:
@@ -104,8 +106,14 @@ class Courier:
         if self._thread.is_alive() and time.monotonic() < self._deadline:
             return "incomplete: the job was stopped while its last words were sent"
         if self._thread.is_alive():
-            return "incomplete: MLflow does not answer"
+            return f"incomplete: {self._held_up()}"
         return self._unsent or "complete"
+
+    def _held_up(self) -> str:
+        """What it is at when the patience is over."""
+        if not self._doing:
+            return "the attempt ended before MLflow was asked for anything"
+        return self._problem or f"{self._doing}: still being sent when the attempt had to end"
 
     def _run(self) -> None:
         try:
@@ -158,10 +166,11 @@ class Courier:
 
     def _insist(self, task: Task, client: "MlflowClient") -> bool:
         """Repeat a call while MLflow is away; False when the patience at the end is over."""
-        waiting = False
+        self._doing, waiting = task.what, False
         while True:
             try:
                 task.call(client, self._errand.run_id)
+                self._problem = ""
                 return True
             except Exception as error:
                 problem = f"{task.what}: {_first_line(error)}"
@@ -172,7 +181,7 @@ class Courier:
                     return refused
                 if not waiting:
                     logger.warning("waiting for MLflow: %s", problem)
-                waiting = True
+                self._problem, waiting = problem, True
             time.sleep(RETRY_AFTER_S)
 
 

@@ -80,7 +80,7 @@ class Shipper:
                 return "incomplete: the process that sends to MLflow died"
             if hurry():
                 return "incomplete: the job was stopped while its last words were sent"
-        return "incomplete: MLflow does not answer"
+        return "incomplete: the process that sends to MLflow did not come to an end in time"
 
     def _pass_on(self) -> None:
         """Hand over what the process takes without delay; the rest waits for the next call."""

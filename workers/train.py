@@ -163,9 +163,13 @@ def _finish(course: Course, outcome: TrainingOutcome, tracker: Tracker) -> Resul
 
 
 def _keep(course: Course) -> dict[Kept, CheckpointInfo]:
-    """Prune to what the specification keeps; earlier attempts' checkpoints are not needed now."""
+    """Prune; earlier attempts' checkpoints are not needed now.
+
+    The last one stays even where the specification does not keep it: should this process die before
+    its result is written, the next attempt begins there. The control plane removes it afterwards.
+    """
     folder, keep = course.setting.folder, course.setting.spec.keep
-    course.checkpoints.keep(best="best" in keep, last="last" in keep)
+    course.checkpoints.keep(best="best" in keep, last=True)
     for earlier in folder.earlier():
         shutil.rmtree(earlier.checkpoints, ignore_errors=True)
     return {name: read_info(folder.checkpoints / f"{name}.pt") for name in keep}

@@ -116,7 +116,9 @@ class Presenter:
         if job.experiment_id is None or job.run_id is None:
             return None
         url = self.run_url(job.experiment_id, job.run_id)
-        return MlflowView(experiment_id=job.experiment_id, run_id=job.run_id, url=url)
+        return MlflowView(
+            experiment_id=job.experiment_id, run_id=job.run_id, url=url, closed=job.run_closed
+        )
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """A run's page in MLflow."""

@@ -68,7 +68,7 @@ class ResultView(View):
     artifacts: list[str] = []
     """Files below CAPS_STORAGE."""
     tracking: str = "complete"
-    """`complete`, or what could not be written to MLflow."""
+    """`complete`, or what the worker could not write to MLflow: metrics are sent afterwards."""
 
 
 class MlflowView(View):
@@ -77,6 +77,8 @@ class MlflowView(View):
     experiment_id: str
     run_id: str
     url: str
+    closed: bool | None = None
+    """Whether all metrics were sent and the run has its final status; null of a trial's run."""
 
 
 class JobLinks(View):

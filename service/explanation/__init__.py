@@ -6,18 +6,11 @@ Pure: what it tells follows from its arguments. `capsctl explain` prints it.
 from collections.abc import Sequence
 from datetime import datetime
 
-from service.api.views import EventView, JobView, View
+from service.api.views import EventView, JobView, ResultView, View
 from service.explanation.attempts import AttemptStory, attempt_stories, receipt
 from service.explanation.next_steps import NextStep, next_steps
-from service.explanation.words import (
-    INFRASTRUCTURE,
-    because,
-    clock,
-    counted,
-    listed,
-    sentence,
-    span,
-)
+from service.explanation.skipped import passed_over
+from service.explanation.words import because, clock, counted, listed, sentence, span
 from service.queue.job import Kind, State
 from workers.attempt import Reason
 
@@ -148,9 +141,7 @@ def _details(
     told += _receipts(job, events)
     told += _retries(attempts)
     told += _checkpoints(job, attempts)
-    if job.result is not None and job.result.tracking != "complete":
-        why = job.result.tracking.removeprefix("incomplete: ")
-        told.append(f"when its worker ended, MLflow had not got everything: {why}")
+    told += _tracking(job)
     return told
 
 
@@ -186,7 +177,7 @@ def _receipts(job: JobView, events: Sequence[EventView]) -> list[str]:
     end = _last(events, job.state.value.lower())
     if end is None:
         return []
-    told = receipt(end.data)
+    told = receipt(end.data, {event.type for event in events if event.attempt == end.attempt})
     return [f"it was {told}" if told.startswith("gone") else told] if told else [end.message]
 
 
@@ -195,9 +186,11 @@ def _retries(attempts: Sequence[AttemptStory]) -> list[str]:
         return []
     before = [attempt.reason for attempt in attempts[:-1]]
     kinds = {
-        "loss": sum(reason in INFRASTRUCTURE for reason in before),
+        "loss": sum(attempt.lost for attempt in attempts[:-1]),
         "pause": before.count(Reason.PAUSED),
         "cancellation": before.count(Reason.CANCELLED),
+        "deadline": before.count(Reason.DEADLINE),
+        "success": before.count(Reason.COMPLETED),
     }
     kinds["error"] = len(before) - sum(kinds.values())
     why = [counted(number, noun) for noun, number in kinds.items() if number]
@@ -205,19 +198,45 @@ def _retries(attempts: Sequence[AttemptStory]) -> list[str]:
 
 
 def _checkpoints(job: JobView, attempts: Sequence[AttemptStory]) -> list[str]:
-    told = []
-    for attempt in attempts:
-        for why in attempt.skipped:
-            told.append(f"attempt {attempt.number} passed over a damaged checkpoint: {why}")
-    for kept, checkpoint in (job.result.checkpoints if job.result else {}).items():
+    skipped = passed_over(why for attempt in attempts for why in attempt.skipped)
+    told = [skipped] if skipped else []
+    result = _last_result(job)
+    for kept, checkpoint in (result.checkpoints if result else {}).items():
         told.append(
             f"its {kept} checkpoint is of epoch {checkpoint.epoch}, step {checkpoint.step}: "
             f"{checkpoint.path}"
         )
-    left = job.result is not None and job.result.checkpoints
+    left = result is not None and result.checkpoints
     if job.state in (State.FAILED, State.CANCELLED) and job.attempt and not left:
         told.append("a retry goes on from the newest checkpoint that is whole, if it left one")
     return told
+
+
+def _last_result(job: JobView) -> ResultView | None:
+    """What the attempt left with which the job ended.
+
+    The result of an earlier one names files that may have been damaged or removed since.
+    """
+    if job.result is None or not job.state.terminal:
+        return None
+    own = f"jobs/{job.id}/{job.attempt}/"
+    of_trials = job.kind is Kind.SEARCH
+    paths = [checkpoint.path for checkpoint in job.result.checkpoints.values()]
+    return job.result if of_trials or all(path.startswith(own) for path in paths) else None
+
+
+def _tracking(job: JobView) -> list[str]:
+    """What MLflow lacks. Metrics are sent by the control plane where the worker could not."""
+    result = _last_result(job)
+    if result is None or result.tracking == "complete":
+        return []
+    why = result.tracking.removeprefix("incomplete: ")
+    told = [f"when its worker ended, MLflow had not got everything: {why}"]
+    if job.mlflow is not None and job.mlflow.closed:
+        metrics = "the control plane has sent the metrics since"
+    else:
+        metrics = "the control plane sends the metrics before it closes the run"
+    return [*told, f"{metrics}; pictures, models and other files may be missing in MLflow"]
 
 
 def _last(events: Sequence[EventView], kind: str, attempt: int | None = None) -> EventView | None:

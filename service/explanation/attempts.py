@@ -1,6 +1,6 @@
 """The attempts of a job, told from its events: when, from which step on, and what ended each."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,9 @@ from workers.attempt import Reason
 
 ENDS = ("requeued", "succeeded", "failed", "cancelled", "paused")
 """Events that end an attempt, if one is under way."""
+
+LOSSES = (Reason.WORKER_LOST, Reason.NODE_LOST, Reason.INTERRUPTED)
+"""What only the infrastructure does. Memory runs out by the training's fault, or by Ray's hand."""
 
 
 class AttemptStory(View):
@@ -27,6 +30,8 @@ class AttemptStory(View):
     """What ended it, or that it goes on."""
     reason: Reason | None = None
     """Why it ended, where an event says so."""
+    lost: bool = False
+    """Whether the infrastructure ended it, which uses up none of the job's own retries."""
     skipped: list[str]
     """Why checkpoints were passed over, the newest first."""
 
@@ -47,8 +52,13 @@ def attempt_stories(job: JobView, events: Iterable[EventView], now: datetime) ->
     return [_story(job, number, each, now) for number, each in sorted(attempts.items())]
 
 
-def receipt(data: dict[str, Any]) -> str:
-    """How an attempt left that was asked to; empty where nothing is known."""
+def receipt(data: dict[str, Any], marks: Collection[str]) -> str:
+    """How an attempt left that was asked to; empty where nothing is known.
+
+    Args:
+        data: Of the event that ended it.
+        marks: Types of the attempt's events.
+    """
     took, step = data.get("took_s"), data.get("step")
     parts = []
     if took is not None:
@@ -58,8 +68,18 @@ def receipt(data: dict[str, Any]) -> str:
     told = ", ".join(parts)
     if took is None and not data.get("killed"):
         return told
-    left = "what was left of it had to be killed" if data.get("killed") else "nothing was left"
-    return f"{told}; {left}" if told else left
+    left = _how_it_left(bool(data.get("killed")), marks)
+    return "; ".join(part for part in (told, left) if part)
+
+
+def _how_it_left(killed: bool, marks: Collection[str]) -> str:
+    if killed:
+        return "what was left of it had to be killed"
+    if "signalled" in marks:
+        return "it had to be ended by signals"
+    if "suspect" in marks or "cluster-restarted" in marks:
+        return "how it came to its end is not known"
+    return "it left by itself"
 
 
 def _gathered(events: Iterable[EventView]) -> dict[int, _Attempt]:
@@ -90,6 +110,7 @@ def _story(job: JobView, number: int, attempt: _Attempt, now: datetime) -> Attem
         began=_began(job, number, attempt),
         ended=_going_on(job, attempt) if end is None else _ended(end, attempt),
         reason=None if end is None else _reason(job, end),
+        lost=end is not None and _is_loss(job, end, attempt.marks),
         skipped=[str(why) for why in resumed.get("skipped", [])],
     )
 
@@ -124,7 +145,7 @@ def _going_on(job: JobView, attempt: _Attempt) -> str:
     if "cluster-restarted" in attempt.marks:
         return "the Ray head was restarted: it is given up once it is surely gone"
     if job.phase == "suspect":
-        return "Ray says that it is over; it is being made sure"
+        return "it seems to be over; it is being made sure"
     if "dispatched" not in attempt.marks:
         return "is being handed to Ray"
     return f"goes on: {job.phase}"
@@ -138,7 +159,7 @@ def _ended(end: EventView, attempt: _Attempt) -> str:
         return f"{because(reason_of(named), evidence)}; {again}"
     if end.type == "succeeded":
         return "succeeded"
-    told = receipt(end.data)
+    told = receipt(end.data, attempt.marks)
     if end.type == "failed":
         return f"failed: {end.message}" + (f" ({told})" if end.data.get("took_s") else "")
     return f"{end.type}: {told}" if told else end.type
@@ -151,5 +172,22 @@ def _reason(job: JobView, end: EventView) -> Reason | None:
         return Reason(end.type)
     if end.type == "succeeded":
         return Reason.COMPLETED
+    if reason := reason_of(end.data.get("reason")):
+        return reason
     last = job.state == "FAILED" and end.attempt == job.attempt
     return job.reason if last else reason_of(end.message)
+
+
+def _is_loss(job: JobView, end: EventView, marks: Collection[str]) -> bool:
+    """Whether the queue counted the end as a loss, not as an error of the training.
+
+    Where memory ran out the events tell: Ray's killer leaves no result, so that the attempt was
+    suspect first, and only after a loss another attempt may follow at once.
+    """
+    if end.type not in ("requeued", "failed"):
+        return False
+    reason = _reason(job, end)
+    if reason is not Reason.OUT_OF_MEMORY:
+        return reason in LOSSES
+    at_once = end.type == "requeued" and end.data.get("delay_s") == 0
+    return at_once or "suspect" in marks

@@ -1,8 +1,12 @@
 """What the user can do about a job, as commands."""
 
 from service.api.views import JobView, View
-from service.explanation.words import FINAL
 from service.queue.job import Kind, State
+from service.reconcile import FINAL
+from workers.attempt import Reason
+
+RAISED = (Reason.ERROR, Reason.DIVERGED, Reason.DATA_MISSING, Reason.BAD_CHECKPOINT)
+"""Ends by an exception of the worker's own. Memory also runs out by Ray's hand."""
 
 
 class NextStep(View):
@@ -47,7 +51,8 @@ def _of_one_that_runs(job: JobView) -> list[tuple[str, str]]:
 
 
 def _of_one_that_failed(job: JobView) -> list[tuple[str, str]]:
-    steps = [("logs", "what it printed, with the traceback")] if job.attempt else []
+    printed = "what it printed" + (", with the traceback" if job.reason in RAISED else "")
+    steps = [("logs", printed)] if job.attempt else []
     if job.kind is Kind.SEARCH:
         steps.append(("trials --state failed", "why its trials failed"))
         steps.append(("retry", "runs what failed or was cut off again"))

@@ -1,5 +1,6 @@
 """Reasons, times and spans as people say them."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -17,24 +18,15 @@ PHRASES: dict[Reason, str] = {
     Reason.VERSION_MISMATCH: "the node and the control plane run different releases",
     Reason.ERROR: "the training raised an error",
     Reason.WORKER_LOST: "its process died without a word",
-    Reason.NODE_LOST: "its node, or the head of the cluster, went away",
+    Reason.NODE_LOST: "it was lost with its node, or with the head of the cluster",
     Reason.INTERRUPTED: "it was stopped from outside, after a checkpoint",
     Reason.BUDGET: "the search's budget was used up",
     Reason.TRIALS_FAILED: "more trials failed than the search tolerates",
 }
 """A clause for each reason."""
 
-INFRASTRUCTURE = (Reason.WORKER_LOST, Reason.NODE_LOST, Reason.INTERRUPTED)
-"""Ends that use up none of the job's own retries."""
-
-FINAL = (
-    Reason.DIVERGED,
-    Reason.DATA_MISSING,
-    Reason.BAD_CHECKPOINT,
-    Reason.VERSION_MISMATCH,
-    Reason.DEADLINE,
-)
-"""What the same job would meet again unless something else is changed first."""
+_WORD = re.compile(r"[A-Za-z]+(?=[ ,;.']|$)(?!\.\S)")
+"""An ordinary word, and neither the name of a field, as `init_from:`, nor of a file."""
 
 
 def reason_of(text: object) -> Reason | None:
@@ -87,5 +79,6 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital at its beginning and a full stop at its end."""
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+    """With a full stop at its end and, where it begins with an ordinary word, a capital."""
+    first = text[:1].upper() if _WORD.match(text) else text[:1]
+    return f"{first}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"

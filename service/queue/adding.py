@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +29,14 @@ class Submission:
     text: str = field(init=False)
     """The specification as JSON, with all its defaults."""
     digest: str = field(init=False)
-    """Two submissions are the same where the request is, or all fields are, given or left out."""
+    """Two submissions are the same where the request is, or all fields are, given or left out.
+    Empty without a key."""
 
     def __post_init__(self) -> None:
         text = self.spec.model_dump_json()
         object.__setattr__(self, "text", text)
-        object.__setattr__(self, "digest", digest_of(self.request or text))
+        digest = "" if self.key is None else digest_of(self.request or text)
+        object.__setattr__(self, "digest", digest)
 
     @property
     def name(self) -> tuple[str, str | None]:
@@ -77,7 +80,9 @@ def add_all(connection: Connection, submissions: Sequence[Submission]) -> list[O
 
 
 def digest_of(request: str) -> str:
-    """By which a repeated request is known."""
+    """By which a repeated request is known; of a JSON document the order of fields is nothing."""
+    with suppress(ValueError):
+        request = json.dumps(json.loads(request), sort_keys=True)
     return hashlib.sha256(request.encode()).hexdigest()
 
 

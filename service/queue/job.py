@@ -19,6 +19,9 @@ from workers.specs import TrainSpec
 
 AnySpec = TrainSpec | SearchSpec
 
+MAX_BACKOFF_S = 600.0
+"""The longest time before another attempt."""
+
 
 class Kind(StrEnum):
     """What a job runs."""

@@ -34,7 +34,7 @@ from service.errors import (
 )
 from service.queue.adding import Outcome, Submission, Submitted, add_all, digest_of, find_keyed
 from service.queue.engine import make_engine, outage, patiently, reading, writing
-from service.queue.job import AnySpec, Attempt, Desired, Event, Job, Kind, State
+from service.queue.job import MAX_BACKOFF_S, AnySpec, Attempt, Desired, Event, Job, Kind, State
 from service.queue.places import Places
 from service.queue.rows import (
     ATTEMPT_COLUMNS,
@@ -161,7 +161,9 @@ class Store:
 
     def claimable(self, now: float, after: Job | None = None, limit: int = 100) -> Jobs:
         """Queued jobs that may start at `now`: the highest priority first, then the oldest."""
-        due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
+        # Nobody backs off for so long: the clock was set back.
+        impossible = jobs.c.not_before > now + MAX_BACKOFF_S
+        due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now, impossible)
         query = JOB.where(jobs.c.state == State.QUEUED, jobs.c.desired == Desired.RUN, due)
         if after is not None:
             query = query.where(_behind(after.spec.priority, after.id))
@@ -182,8 +184,10 @@ class Store:
         return readable(self._rows(query.order_by(jobs.c.id).limit(limit)))
 
     def deleted(self, limit: int = 50) -> Sequence[str]:
-        """Jobs that are to be forgotten, by their ids."""
-        query = select(jobs.c.id).where(NOT_RUN, jobs.c.desired == Desired.DELETE).limit(limit)
+        """Jobs that are to be forgotten and of whose end MLflow knows, by their ids."""
+        told = or_(jobs.c.run_closed, jobs.c.run_id.is_(None))
+        asked = and_(NOT_RUN, jobs.c.desired == Desired.DELETE)
+        query = select(jobs.c.id).where(asked, told).limit(limit)
         return [row.id for row in self._rows(query)]
 
     def current(self, job_ids: Iterable[str]) -> dict[str, tuple[State, int]]:
@@ -334,6 +338,11 @@ class Store:
             job = get_job(connection, job_id, lock=True)
             if not job.state.terminal:
                 raise JobActiveError(f"job {job.id} is {job.state}")
+            if heir := _heir(connection, job.id):
+                raise JobConflictError(
+                    f"job {heir} begins from a checkpoint of job {job.id}, and has not ended",
+                    hint=f"wait for job {heir}, or cancel it",
+                )
             event = NewEvent("delete-requested", "asked to delete")
             _change(connection, job, event, {"desired": Desired.DELETE}, hidden=True)
 
@@ -391,7 +400,7 @@ class Store:
             changes: New values of the job's fields.
         """
         with self._writing("update") as connection:
-            return _change(connection, job, event, changes, attempt)
+            return _change(connection, job, event, changes, attempt, hidden=True)
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Connection]:
@@ -436,6 +445,13 @@ def _now(connection: Connection) -> float:
 def _behind(priority: int, job_id: str) -> ColumnElement[bool]:
     """Whether a job comes later in the queue's order."""
     return or_(jobs.c.priority < priority, and_(jobs.c.priority == priority, jobs.c.id > job_id))
+
+
+def _heir(connection: Connection, job_id: str) -> str | None:
+    """A job that has not ended and begins from this one's checkpoint."""
+    named = jobs.c.spec.contains(f'"job":"{job_id}"', autoescape=True)
+    heirs = select(jobs.c.id).where(jobs.c.state.not_in(TERMINAL), named).limit(1)
+    return connection.execute(heirs).scalar_one_or_none()
 
 
 def _change(

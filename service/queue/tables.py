@@ -73,7 +73,6 @@ jobs = Table(
     Index("ix_jobs_not_run", "id", sqlite_where=NOT_RUN, postgresql_where=NOT_RUN),
     Index("ix_jobs_unclosed", "id", sqlite_where=UNCLOSED, postgresql_where=UNCLOSED),
     Index(None, "state", "id"),
-    Index(None, "run_closed", "state"),  # the sweeper of MLflow's runs
 )
 
 job_labels = Table(

@@ -19,6 +19,8 @@ def tick_lock(engine: Engine) -> Iterator[bool]:
     """Held until the end of the block; false where another process holds it."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:
+            # A replica that stands still in its tick gives the right up after so long.
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '20s'"))
             lock = text("SELECT pg_try_advisory_xact_lock(:key)")
             yield bool(connection.execute(lock, {"key": _KEY}).scalar_one())
         return
@@ -27,7 +29,9 @@ def tick_lock(engine: Engine) -> Iterator[bool]:
     with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY":
+                raise
             yield False
         else:
             yield True

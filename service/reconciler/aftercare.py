@@ -25,16 +25,15 @@ class Aftercare:
         self._away_since: float | None = None
 
     def act(self) -> None:
-        """Do some of what is due."""
+        """Do some of what is due. A deleted job's run is closed before its rows and files go."""
+        now = self._parts.now()
+        if self._away_since is None or abs(now - self._away_since) >= CLOSE_AGAIN_S:
+            self._away_since = None if self._close_runs() else now
         for job_id in self._parts.store.deleted():
             try:
                 self._remove(job_id)
             except OSError:
                 logger.exception("job %s: its folder can't be removed just now", job_id)
-        now = self._parts.now()
-        if self._away_since is not None and abs(now - self._away_since) < CLOSE_AGAIN_S:
-            return
-        self._away_since = None if self._close_runs() else now
 
     def _close_runs(self) -> bool:
         """False where MLflow is away."""

@@ -7,8 +7,6 @@ from service.queue.job import Job, State
 from service.queue.store import NewEvent
 from service.reconciler.parts import EVIDENCE_LENGTH, Parts
 
-BACKS_OFF = "backs off before the next attempt; not_before says until when"
-
 
 class Finishing:
     """Writes the end of an attempt, of a job, or of a job that never ran."""
@@ -49,7 +47,7 @@ class Finishing:
             state=State.QUEUED,
             reason=action.reason,
             evidence=action.evidence[:EVIDENCE_LENGTH],
-            waiting_reason=BACKS_OFF if action.delay_s else "",
+            waiting_reason=decide.BACKS_OFF if action.delay_s else "",
             errors=action.errors,
             losses=action.losses,
             not_before=now + action.delay_s if action.delay_s else None,

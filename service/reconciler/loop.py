@@ -7,6 +7,7 @@ tick spares work that would be done twice; what is safe is so without it.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from service.cluster import Cluster
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 BREATH_S = 0.25
 """Between two ticks at least: of a hundred submissions a second each wakes the loop."""
+
+
+TELL_AFTER_S = 30.0
 
 
 class ReconcilerLoop:
@@ -49,6 +53,7 @@ class ReconcilerLoop:
         self._settings = settings
         self._wake = threading.Event()
         self._ended = threading.Event()
+        self._let_in_at: float | None = None
         self._thread: threading.Thread | None = None
         self._parts = Parts(store, cluster, runs, settings, now or store.now, self._wake.set)
         self._observer = Observer(self._parts)
@@ -88,12 +93,26 @@ class ReconcilerLoop:
         with self._parts.store.tick_lock() as ours:
             if ours:
                 self._look_at_all()
-            return ours
+        self._note_turn(ours)
+        return ours
+
+    def _note_turn(self, ours: bool) -> None:
+        """A replica that is never let in tells so: the one that ticks may stand still."""
+        now = time.monotonic()
+        if ours or self._let_in_at is None:
+            self._let_in_at = now
+        elif now - self._let_in_at > TELL_AFTER_S:
+            logger.warning(
+                "another replica has held the right to tick whenever this one asked for %.0f s; "
+                "if jobs stand still, look whether that process does",
+                now - self._let_in_at,
+            )
+            self._let_in_at = now
 
     def _look_at_all(self) -> None:
         sight = Sight.of(self._parts.cluster)
-        self._observer.begin(self._parts.now())
         running = self._parts.store.running()
+        self._observer.begin(self._parts.now(), running)
         for job in running:
             # The folder is read after Ray was asked: a worker that ended in between has left its
             # result by now.

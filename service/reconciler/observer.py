@@ -1,14 +1,15 @@
 """Looks at a running job: its attempt's folder, its processes, and Ray's word on it."""
 
-import logging
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from service import reconcile as decide
 from service.cluster import RayJob, RayStatus
 from service.queue.job import Job, Kind
-from service.reconciler.parts import Parts, Sight
+from service.reconciler.parts import Parts, Sight, records_of
 from workers import liveness
 from workers.attempt import (
     AttemptFolder,
@@ -19,10 +20,10 @@ from workers.attempt import (
 )
 from workers.trials import read_trials
 
-logger = logging.getLogger(__name__)
-
 SILENT_S = 3.0
 """A worker tells of itself about once a second. Its processes are looked for when it does not."""
+OWN = ("step-*.pt.json", "last.pt.json")
+"""Checkpoints that an attempt makes itself; the best one it takes over from the one before."""
 MAINS = ("worker", "driver")
 """Roles of the process that Ray starts for an attempt."""
 
@@ -34,12 +35,21 @@ class Observer:
         self._parts = parts
         self._since: float | None = None
         self._now = 0.0
+        self._results: dict[str, float] = {}
 
-    def begin(self, now: float) -> None:
-        """A new look at all jobs."""
+    def begin(self, now: float, running: Iterable[Job]) -> None:
+        """A new look at all jobs. A clock that was set back begins anew."""
         self._now = now
-        if self._since is None:
+        if self._since is None or self._since > now:
             self._since = now
+        current = {job.current.submission_id for job in running if job.current is not None}
+        self._results = {
+            id: min(since, now) for id, since in self._results.items() if id in current
+        }
+
+    def _first_seen(self, submission: str) -> float:
+        """Since when a result is known: files have the clock of another machine."""
+        return self._results.setdefault(submission, self._now)
 
     def look(self, job: Job, sight: Sight) -> decide.Seen:
         """See what can be seen of a running job."""
@@ -59,7 +69,7 @@ class Observer:
             node_dead=sight.seen is not None and node in sight.seen.dead_nodes,
             processes=_processes(folder) if suspicious or asked_to_leave else decide.Processes(),
             result=result,
-            result_at=folder.result_written_at(),
+            result_at=None if result is None else self._first_seen(job.current.submission_id),
             progress=_read_progress(folder),
             has_checkpoint=suspicious and self._has_checkpoint(job),
             watched_s=self._now - self._since,
@@ -76,21 +86,21 @@ class Observer:
         """
         folder = self._parts.folder(job)
         if job.kind is Kind.TRAIN:
-            return any(folder.checkpoints.glob("*.pt.json"))
-        of_trials = folder.path.parent.glob(f"trials/*/{job.attempt}/checkpoints/*.pt.json")
-        return any(of_trials) or any(
+            return _any_of(OWN, folder.checkpoints)
+        of_trials = [f"trials/*/{job.attempt}/checkpoints/{name}" for name in OWN]
+        return _any_of(of_trials, folder.path.parent) or any(
             trial.attempt == job.attempt and trial.state.ended
             for trial in read_trials(folder).trials.values()
         )
 
 
+def _any_of(patterns: Iterable[str], folder: Path) -> bool:
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
+
+
 def _processes(folder: AttemptFolder) -> decide.Processes:
-    """What can be told of them; nothing where a record can't be read: that proves no death."""
-    try:
-        records = folder.processes()
-    except ValueError:
-        logger.warning("job %s: a process's record can't be read", folder.owner, exc_info=True)
-        return decide.Processes()
+    """What can be told of them."""
+    records = records_of(folder)
     living = liveness.living(records)
     elsewhere = liveness.elsewhere(records)
     mains = sum(record.role in MAINS for record in elsewhere)
@@ -106,11 +116,11 @@ def _read_result(folder: AttemptFolder) -> Result | None:
     try:
         return folder.read_result()
     except VersionMismatchError as error:
-        evidence = str(error)
+        return Result(outcome="failed", reason=Reason.VERSION_MISMATCH, evidence=str(error))
     except ValidationError as error:
         first = error.errors()[0]
         evidence = f"result.json is not one of ours: {first['loc']} {first['msg']}"
-    return Result(outcome="failed", reason=Reason.VERSION_MISMATCH, evidence=evidence)
+        return Result(outcome="failed", reason=Reason.ERROR, evidence=evidence)
 
 
 def _read_progress(folder: AttemptFolder) -> Progress | None:

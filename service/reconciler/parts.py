@@ -10,7 +10,7 @@ from service.errors import ClusterUnavailableError, StaleJobError, TrackingUnava
 from service.queue.job import Job
 from service.queue.store import Store
 from service.settings import Settings
-from workers.attempt import AttemptFolder
+from workers.attempt import AttemptFolder, ProcessRecord
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,15 @@ class Sight:
             return cls(cluster.look())
         except ClusterUnavailableError as error:
             return cls(None, str(error))
+
+
+def records_of(folder: AttemptFolder) -> list[ProcessRecord]:
+    """The processes of an attempt; none where one can't be read: that proves nobody's death."""
+    try:
+        return folder.processes()
+    except (OSError, ValueError):
+        logger.warning("job %s: a process's record can't be read", folder.owner, exc_info=True)
+        return []
 
 
 def guarded(

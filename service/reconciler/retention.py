@@ -1,8 +1,8 @@
 """Which checkpoints of a training that has ended stay.
 
-Of one that succeeded its worker has kept what the specification's `keep` names. One that failed or
-was cancelled may be retried: the newest attempt's with a whole checkpoint stay, and what its result
-names; those of all other attempts go.
+Of one that succeeded what the specification's `keep` names. One that failed or was cancelled may be
+retried: all that a further attempt could begin from stays, down to the newest attempt that left a
+whole checkpoint of its own, and what its result names; those of older attempts go.
 """
 
 import hashlib
@@ -16,7 +16,10 @@ from workers.attempt import AttemptFolder
 
 def prune(storage: Path, job: Job) -> None:
     """Remove what nobody needs; can be repeated."""
-    if job.kind is not Kind.TRAIN or job.attempt == 0 or job.state is State.SUCCEEDED:
+    if job.kind is not Kind.TRAIN or job.attempt == 0:
+        return
+    if job.state is State.SUCCEEDED:
+        _keep_named(storage, job)
         return
     newest = AttemptFolder(storage, job.id, job.attempt)
     named = _named_by_result(storage, job)
@@ -24,7 +27,15 @@ def prune(storage: Path, job: Job) -> None:
     for folder in [newest, *newest.earlier()]:
         if found and folder.checkpoints not in named:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        found = found or _has_whole(folder.checkpoints)
+        found = found or _has_own(folder.checkpoints)
+
+
+def _keep_named(storage: Path, job: Job) -> None:
+    """Remove what the worker needed until its result was written."""
+    checkpoints = AttemptFolder(storage, job.id, job.attempt).checkpoints
+    for name in {"best", "last"} - {*job.training.keep}:
+        for file in (f"{name}.pt", f"{name}.pt.json"):
+            (checkpoints / file).unlink(missing_ok=True)
 
 
 def _named_by_result(storage: Path, job: Job) -> set[Path]:
@@ -33,9 +44,13 @@ def _named_by_result(storage: Path, job: Job) -> set[Path]:
     return {(storage / reference["path"]).parent for reference in references}
 
 
-def _has_whole(checkpoints: Path) -> bool:
-    """Whether one can be resumed from, as far as its digest tells."""
-    return any(_whole(path) for path in checkpoints.glob("*.pt"))
+def _has_own(checkpoints: Path) -> bool:
+    """Whether one can be resumed from that the attempt has made, as far as its digest tells.
+
+    The best one does not count: an attempt takes it over from the one before.
+    """
+    made = [*checkpoints.glob("step-*.pt"), *checkpoints.glob("last.pt")]
+    return any(_whole(path) for path in made)
 
 
 def _whole(path: Path) -> bool:

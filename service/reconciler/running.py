@@ -7,7 +7,7 @@ from service.queue.job import Attempt, Job
 from service.queue.store import NewEvent
 from service.reconciler.finishing import Finishing
 from service.reconciler.orders import submit
-from service.reconciler.parts import Parts
+from service.reconciler.parts import Parts, records_of
 from workers import liveness
 from workers.attempt import ProcessRecord, Resumed
 
@@ -80,7 +80,7 @@ class RunningJobs:
         """What can be seen dies here and now, what can't reads the flag."""
         folder = self._parts.folder(job)
         folder.request_kill()
-        living = liveness.living(folder.processes())
+        living = liveness.living(records_of(folder))
         killed = [record for record in living if liveness.kill(record)]
         if attempt.killed_at is not None and not killed:
             return

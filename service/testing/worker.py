@@ -1,11 +1,12 @@
 """A worker that is played: it keeps an attempt's folder as a real one does, and trains nothing."""
 
-import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from service.testing.checkpoints import PlayedCheckpoints, newest_of
 from service.testing.clock import FakeClock
 from service.testing.ray import KILLED
 from workers.attempt import (
@@ -16,7 +17,6 @@ from workers.attempt import (
     Reason,
     Result,
     Resumed,
-    write_atomic,
 )
 from workers.crash import crashing
 from workers.sentinel import LEAVE_WITHIN_S
@@ -39,6 +39,17 @@ class Commit:
     """Whether a later attempt was there already."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt began, and where it could have."""
+
+    job: str
+    attempt: int
+    step: int
+    left: int
+    """The highest step of a whole checkpoint that earlier attempts had left by then."""
+
+
 @dataclass
 class Fakes:
     """All played processes of a test, and what they committed."""
@@ -49,6 +60,11 @@ class Fakes:
     """The host whose processes the control plane sees."""
     workers: "list[FakeWorker]" = field(default_factory=list)
     ledger: list[Commit] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    left: dict[str, int] = field(default_factory=dict)
+    """By job, the highest step of a whole checkpoint. Nothing but `damage` may lower it."""
+    gains: set[tuple[str, int]] = field(default_factory=set)
+    """Job and number of the attempts that left a checkpoint newer than where they began."""
     _living: "list[FakeWorker]" = field(default_factory=list)
 
     def start(self, job: str, attempt: int, host: str, **habits: object) -> "FakeWorker":
@@ -64,6 +80,18 @@ class Fakes:
         """Those that run."""
         self._living = [worker for worker in self._living if worker.lives]
         return self._living
+
+    def damage(self, job: str) -> bool:
+        """Spoil the newest checkpoint of a job; False where it has none."""
+        nobody = AttemptFolder(self.storage, job, 1_000_000)
+        found = newest_of(nobody.earlier())
+        newest = found.newest() if found else None
+        if newest is None:
+            return False
+        newest.write_bytes(b"spoilt")
+        found = newest_of(nobody.earlier())
+        self.left[job] = (found.newest_step() if found else None) or 0
+        return True
 
     # What `workers.liveness` tells of real processes.
 
@@ -124,6 +152,8 @@ class FakeWorker:
     terminated: bool = False
     superseded_since: float | None = None
     resumed: Resumed | None = None
+    began_at: int = 0
+    """The step from which it went on."""
 
     @property
     def lives(self) -> bool:
@@ -134,6 +164,11 @@ class FakeWorker:
     def superseded(self) -> bool:
         """Whether a later attempt exists."""
         return self.folder.superseded()
+
+    @property
+    def checkpoints(self) -> PlayedCheckpoints:
+        """Those of this attempt."""
+        return PlayedCheckpoints(self.folder)
 
     def terminate(self) -> None:
         """SIGTERM: a flag that it looks at."""
@@ -165,6 +200,12 @@ class FakeWorker:
             return
         if self._leaves():
             return
+        if self.step < self.steps:  # a resumed training may have come to its end before
+            self._train()
+        if self.lives and not self.done and self.step >= self.steps:
+            self._finish()
+
+    def _train(self) -> None:
         self.step += 1
         if self.spools:
             self._spool_point()
@@ -177,8 +218,15 @@ class FakeWorker:
         if self.step % self.checkpoint_every == 0:
             self._checkpoint()
         self._tell("training")
-        if self.step >= self.steps:
-            self.leave("succeeded", Reason.COMPLETED)
+
+    def _finish(self) -> None:
+        """Keep what is to stay, of this attempt alone, and say so."""
+        if self.checkpoints.newest_step() != self.step:
+            self._checkpoint()
+        self.checkpoints.prune()
+        for earlier in self.folder.earlier():
+            shutil.rmtree(earlier.checkpoints, ignore_errors=True)
+        self.leave("succeeded", Reason.COMPLETED)
 
     def leave(self, outcome: Outcome, reason: Reason, evidence: str = "") -> None:
         """Write the result, and go. A superseded worker leaves none."""
@@ -190,7 +238,12 @@ class FakeWorker:
         numbers = {"attempt": float(self.attempt), "pid": float(self.pid)}
         evidence = evidence or f"{outcome} at step {self.step} of {self.steps}"
         result = Result(
-            outcome=outcome, reason=reason, evidence=evidence, metrics=numbers, step=self.step
+            outcome=outcome,
+            reason=reason,
+            evidence=evidence,
+            metrics=numbers,
+            checkpoints={} if outcome == "failed" else self.checkpoints.references(),
+            step=self.step,
         )
         if self.together:
             self.folder.write_outcome(0, result)
@@ -213,12 +266,15 @@ class FakeWorker:
         self._tell("starting")
 
     def _resume(self) -> None:
-        for folder in (self.folder, *self.folder.earlier()):
-            steps = [int(f.stem.removeprefix("step-")) for f in _checkpoints(folder)]
-            if steps:
-                self.step = max(steps)
-                self.resumed = Resumed(attempt=int(folder.path.name), step=self.step)
-                return
+        """Go on from the newest whole checkpoint, and take the best one over."""
+        left = self.fakes.left.get(self.job, 0)
+        found = newest_of([self.folder, *self.folder.earlier()])
+        if found is not None:
+            self.step = found.newest_step() or 0
+            self.resumed = Resumed(attempt=int(found.folder.path.name), step=self.step)
+            self.checkpoints.take_best(found)
+        self.began_at = self.step
+        self.fakes.starts.append(Start(self.job, self.attempt, self.step, left))
 
     def _killed_by_sentinel(self) -> bool:
         now = self.fakes.clock.passed()
@@ -244,10 +300,12 @@ class FakeWorker:
         return self.done or not self.lives
 
     def _checkpoint(self) -> None:
-        file = self.folder.checkpoints / f"step-{self.step:08d}.json"
         self._commit("checkpoint")
         with crashing("worker.checkpoint"):
-            write_atomic(file, json.dumps({"step": self.step, "attempt": self.attempt}).encode())
+            self.checkpoints.save(self.step)
+            self.fakes.left[self.job] = max(self.step, self.fakes.left.get(self.job, 0))
+            if self.step > self.began_at:
+                self.fakes.gains.add((self.job, self.attempt))
 
     def _spool_point(self) -> None:
         earlier = [folder.metrics for folder in self.folder.earlier()]
@@ -274,7 +332,3 @@ class FakeWorker:
         """A file's time is that of the test's clock."""
         now = self.fakes.clock.wall()
         os.utime(file, (now, now))
-
-
-def _checkpoints(folder: AttemptFolder) -> list[Path]:
-    return sorted(folder.checkpoints.glob("step-*.json"))

@@ -53,6 +53,7 @@ def rage(databases: tuple[str, ...] | list[str], seed: int, share: float) -> lis
                 url = resources.enter_context(running()).new_database()
             say(f"a storm on {database}")
             verdicts.append(Storm(url, seed, say).run(plan(random.Random(seed), share)))
+            say(f"the storm on {database} is over\n{summarize(verdicts[-1:])}")
     return verdicts
 
 

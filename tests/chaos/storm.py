@@ -30,7 +30,7 @@ TRAINING_S = 240.0
 """For jobs to train; some 10 s where nothing else runs."""
 SETTLE_S = 600.0
 """For all jobs to end after the last kill."""
-VICTIM_S = 60.0
+VICTIM_S = 180.0
 """For a victim of the kind that is wanted to turn up."""
 
 Say = Callable[[str], None]

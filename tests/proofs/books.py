@@ -4,12 +4,15 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Row, text
 
+from proofs.work import Achieving, Work
 from service.queue.job import State
 from service.queue.store import Store
+from service.testing.mlflow import FakeMlflow
 from service.testing.worker import Commit
 
 STATE_AFTER = {
@@ -50,10 +53,11 @@ class Worker(Protocol):
     done: bool
 
 
-class Workers(Protocol):
+class Workers(Achieving, Protocol):
     """All that were started, and what they committed."""
 
     ledger: list[Commit]
+    storage: Path
 
     def living_workers(self) -> Sequence[Worker]:
         """Those that run."""
@@ -69,6 +73,10 @@ class Entry:
     ends: int = 0
     retries: int = 0
     deleted: bool = False
+    had_folder: bool = False
+    """Whether there were files of it when it was deleted, or later."""
+    forgotten: bool = False
+    """It was deleted, and nothing of it is left."""
     frozen: tuple[Any, ...] | None = None
     """The row as it was when the job ended."""
     result: str | None = None
@@ -80,6 +88,7 @@ class Books:
 
     store: Store
     workers: Workers
+    mlflow: FakeMlflow
     jobs: dict[str, Entry] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -89,6 +98,15 @@ class Books:
     strict: bool = True
     """Whether no process may live on beside its successor, or after its job's end. Otherwise,
     where clocks jump or a replica slept, such a process must at least be fenced."""
+
+    def __post_init__(self) -> None:
+        self.work = Work(self.workers, self._breach)
+
+    def lose_head(self) -> None:
+        """The head dies now."""
+        self.check()
+        running = [(id, e.attempt) for id, e in self.jobs.items() if e.state == "RUNNING"]
+        self.work.lose_head(running)
 
     def accept(self, job_id: str, key: str | None) -> None:
         """A job was accepted, or found by its key."""
@@ -101,7 +119,10 @@ class Books:
         """Raises AssertionError at the first breach."""
         with self.store.engine.connect() as connection:
             events = connection.execute(
-                text("SELECT id, job_id, attempt, type FROM events WHERE id > :last ORDER BY id"),
+                text(
+                    "SELECT id, job_id, attempt, type, message, data FROM events "
+                    "WHERE id > :last ORDER BY id"
+                ),
                 {"last": self.last_event - REUSED},
             ).all()
             rows = connection.execute(
@@ -113,6 +134,7 @@ class Books:
                     "AS open_attempts FROM jobs"
                 )
             ).all()
+        self.work.check_starts()
         for event in events:
             if (event.id, event.job_id) not in self.replayed:
                 self._replay(event)
@@ -120,6 +142,8 @@ class Books:
         for job_id, entry in self.jobs.items():
             lost = job_id not in found and not entry.deleted
             self._breach("lost", lost, f"job {job_id} is not in the database any more")
+            if entry.deleted and not entry.forgotten:
+                self._check_deleted(job_id, entry, job_id in found)
         for row in rows:
             self._check_row(row)
         self._check_processes({row.id: row for row in rows})
@@ -141,6 +165,23 @@ class Books:
             entry.retries += 1
             entry.frozen = None
         entry.deleted = entry.deleted or event.type == "delete-requested"
+        self.work.replay(event)
+
+    def _check_deleted(self, job_id: str, entry: Entry, has_row: bool) -> None:
+        """MLflow has heard of its end before anything of it is gone."""
+        has_folder = (self.workers.storage / "jobs" / job_id).exists()
+        entry.had_folder = entry.had_folder or has_folder
+        entry.forgotten = not (has_row or has_folder)
+        vanishes = not has_row or (entry.had_folder and not has_folder)
+        runs = self.runs_of(job_id)
+        left_open = bool(runs) and all(status == "RUNNING" for status in runs)
+        what = f"job {job_id} was deleted, and its run is RUNNING"
+        self._breach("run left open", vanishes and left_open, what)
+
+    def runs_of(self, job_id: str) -> list[str]:
+        """The statuses of a job's runs in MLflow: of one, unless two replicas made it at once."""
+        runs = self.mlflow.runs.values()
+        return [run.status for run in runs if run.tags["caps.job"] == job_id]
 
     def _check_row(self, row: Row[Any]) -> None:
         entry = self.jobs[row.id]

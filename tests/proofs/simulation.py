@@ -33,8 +33,14 @@ from workers.attempt import Reason
 from workers.specs import PRESETS, ResourcesConfig, TrainSpec
 
 START = 1_900_000_000.0
+SETTLES_WITHIN_S = 1800.0
+"""After the last fault every job has reached its end by then: no rule makes one wait for longer
+than 600 s, and few of them follow one another."""
 REPLICAS = 2
 DEMO = PRESETS["demo"]
+POISONS: tuple[dict[str, Any], ...] = ({"dies_at": 3}, {"terminated": True})
+"""Habits that keep an attempt from leaving a new checkpoint: the first attempt may leave one, and
+later ones die before the next; or the node ends all that is started there at once."""
 
 
 class Killed(BaseException):
@@ -76,7 +82,10 @@ class Simulation:
             ray_reconnect_timeout_s=self.ray.reconnect_timeout_s,
         )
         self.replicas = [self._replica() for _ in range(REPLICAS)]
-        self.books = Books(store, self.fakes)
+        self.books = Books(store, self.fakes, self.mlflow)
+        self.poison: dict[str, dict[str, Any]] = {}
+        """Habits of jobs that come to nothing."""
+        self.settled_after_s = 0.0
         self.kills: Counter[str] = Counter()
         self.healthy_spawns = False
         self.head_chance = 0.04
@@ -114,6 +123,7 @@ class Simulation:
             if self.random.random() < 0.3:
                 habits["starts_at"] = self.clock.passed() + self.random.uniform(0.0, 12.0)
         job, attempt = submission.metadata["caps_job"], int(submission.metadata["caps_attempt"])
+        habits |= self.poison.get(job, {})
         host = submission.node.id.partition("/")[0]
         return self.fakes.start(job, attempt, host, **habits)
 
@@ -162,6 +172,12 @@ class Simulation:
             self.note(f"submitted {made[0]}, key {key}")
             self.books.accept(made[0], key)
         return made[0] if made else None
+
+    def submit_poison(self, number: int) -> None:
+        """A job comes that no attempt can bring to its end."""
+        if (job_id := self.submit()) is not None:
+            self.note(f"{job_id} is poison {number}")
+            self.poison[job_id] = {"steps": 6, **POISONS[number]}
 
     def _spec(self) -> TrainSpec:
         draw = self.random
@@ -279,12 +295,23 @@ class Simulation:
             self.note(f"{worker} fails: {reason}")
             worker.leave("failed", reason, "an error")
 
+    def terminate(self, worker: FakeWorker) -> None:
+        """SIGTERM: its node is wanted back."""
+        self.note(f"terminate {worker}")
+        worker.terminate()
+
+    def damage(self, job_id: str) -> None:
+        """The newest checkpoint of a job is spoilt on the disk."""
+        if self.fakes.damage(job_id):
+            self.note(f"the newest checkpoint of {job_id} is spoilt")
+
     # ------------------------------------------------------------------------- the machines
 
     def kill_head(self) -> None:
         """The head dies."""
         self.note("head killed")
         self.kills["head"] += 1
+        self.books.lose_head()
         self.ray.kill_head()
 
     def start_head(self) -> None:
@@ -332,14 +359,17 @@ class Simulation:
         self.healthy_spawns = True
         for worker in self.alive():
             worker.frozen = worker.deaf = worker.lingers = False
-        for round in range(400):
+        begun, round = self.clock.passed(), 0
+        while (after_s := self.clock.passed() - begun) < SETTLES_WITHIN_S:
             self.tick(round % REPLICAS)
             self.work_all()
             self.books.check()
             if self._settled():
+                self.settled_after_s = after_s
                 return 0
-            self.clock.sleep(1.0 if round < 150 else 120.0)
-        return len(self.unsettled())
+            self.clock.sleep(1.0 if after_s < 150.0 else 5.0)
+            round += 1
+        return len(self.unsettled()) or len(self.alive())
 
     def _settled(self) -> bool:
         return not (self.unsettled() or self.alive())

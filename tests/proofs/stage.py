@@ -13,12 +13,13 @@ from proofs.books import Books
 from proofs.processes import Child, DiedError, Nursery
 from service.queue.job import AnySpec, Job, Kind, State
 from service.queue.store import Store
+from service.testing.checkpoints import newest_of
 from service.testing.clock import FakeClock
 from service.testing.mlflow import FakeMlflow
 from service.testing.mlflow_server import serve_mlflow
 from service.testing.ray import KILLED, FakeRay, Submission
 from service.testing.ray_server import serve_ray
-from service.testing.worker import Commit
+from service.testing.worker import Commit, Start
 from workers.attempt import AttemptFolder
 from workers.crash import POINT_VARIABLE, TRACE_VARIABLE
 from workers.search_specs import SearchSpec
@@ -38,15 +39,20 @@ class Played:
     number: int
     done: bool = False
     exit_code: int | None = None
+    start: Start | None = None
+    """Known once it has told where it begins."""
 
     def act(self) -> None:
         """Let it do the next little thing."""
+        left = self.stage.left.get(self.job, 0)
         try:
             told = self.stage.ask(self.child, "act")
         except DiedError:
             self.stage.note_kill(self.child)
+            self._look_at_checkpoints(left)
             self._is_gone(KILLED)
             return
+        self._look_at_checkpoints(left)
         self.done = told["done"]
         if told["exit_code"] is not None:
             self.child.kill()
@@ -61,6 +67,22 @@ class Played:
         """SIGKILL."""
         self.child.kill()
         self._is_gone(KILLED)
+
+    def _look_at_checkpoints(self, left: int) -> None:
+        """Where it began, when it had found so much, and what it has left since."""
+        folder = AttemptFolder(self.stage.storage, self.job, self.attempt)
+        progress = folder.read_progress()
+        if self.start is None and progress is not None:
+            step = progress.resumed.step if progress.resumed else 0
+            self.start = Start(self.job, self.attempt, step, left)
+            self.stage.starts.append(self.start)
+        found = newest_of([folder])
+        if found is None:
+            return
+        step = found.newest_step() or 0
+        self.stage.left[self.job] = max(left, step)
+        if self.start is not None and step > self.start.step:
+            self.stage.gains.add((self.job, self.attempt))
 
     def _is_gone(self, exit_code: int) -> None:
         if self.exit_code is None:
@@ -85,6 +107,9 @@ class Stage:
     """As CAPS_CRASH_POINT; for the first control plane and the first worker."""
     trace: Path | None = None
     ledger: list[Commit] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    left: dict[str, int] = field(default_factory=dict)
+    gains: set[tuple[str, int]] = field(default_factory=set)
     killed: list[int] = field(default_factory=list)
     """How the processes ended that died in the middle of something."""
     habits: Callable[[int], Habits] = lambda attempt: {}
@@ -95,7 +120,7 @@ class Stage:
         self.mlflow = FakeMlflow()
         self.ray = FakeRay(passed=self.clock.passed, spawn=self._spawn)
         self.workers: list[Played] = []
-        self.books = Books(self.store, self)
+        self.books = Books(self.store, self, self.mlflow)
         self._exits = ExitStack()
         self._control: Child | None = None
 

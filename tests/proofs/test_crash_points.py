@@ -81,9 +81,26 @@ def is_deleted(stage: Stage) -> str:
     """With its folder."""
     job = finishes(stage)
     stage.control("delete", job=job)
-    stage.until(lambda: not stage.store.deleted())
+    stage.until(lambda: not stage.store.current([job]))
     assert not (stage.storage / "jobs" / job).exists()
-    assert not stage.store.current([job])
+    return job
+
+
+def is_deleted_before_mlflow_knows(stage: Stage) -> str:
+    """MLflow is away when the job ends, and when its user has it deleted."""
+    job = stage.submit(DEMO)
+    stage.until_working(job)
+    stage.mlflow.away = True
+    stage.control("desire", job=job, desired="cancel")
+    stage.until(lambda: stage.job(job).state.terminal)
+    stage.control("delete", job=job)
+    stage.control("tick")
+    assert stage.books.runs_of(job) == ["RUNNING"]
+    assert (stage.storage / "jobs" / job).exists()
+    stage.mlflow.away = False
+    stage.until(lambda: not stage.store.current([job]))
+    assert stage.books.runs_of(job) == ["KILLED"]
+    assert not (stage.storage / "jobs" / job).exists()
     return job
 
 
@@ -129,6 +146,7 @@ SCENARIOS: dict[str, tuple[Callable[[Stage], str], Callable[[int], Habits], Stat
     "loses the head": (loses_the_head, slow, State.SUCCEEDED),
     "is paused": (is_paused, slow, State.SUCCEEDED),
     "is deleted": (is_deleted, healthy, None),
+    "is deleted early": (is_deleted_before_mlflow_knows, slow, None),
     "is searched again": (is_searched_again, failing_once, State.SUCCEEDED),
 }
 """What happens, the workers' habits, and how the job ends; None where it is forgotten."""

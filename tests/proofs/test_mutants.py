@@ -1,5 +1,6 @@
 """The kill loop sees it when a protection is missing: each is taken away in turn."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from proofs.test_ten_thousand_kills import kill_loop
 from service import reconcile as decide
 from service.queue import store as queue
 from service.queue.job import Job
-from service.reconciler import observer, waiting
+from service.reconciler import aftercare, observer, waiting
 from service.testing.cluster import FakeCluster
 from workers.attempt import AttemptFolder
 
@@ -98,6 +99,45 @@ def lost_jobs_are_not_looked_at(patch: Patch) -> None:
     patch.setattr(observer.Observer, "look", hopeful)
 
 
+def the_best_checkpoint_counts_as_progress(patch: Patch) -> None:
+    """What an attempt has taken over from the one before is taken for its own work."""
+    look = observer.Observer.look
+
+    def indulgent(self: observer.Observer, job: Job, sight: Any) -> decide.Seen:
+        checkpoints = self._parts.folder(job).checkpoints
+        found = any(checkpoints.glob("*.pt.json"))
+        return replace(look(self, job, sight), has_checkpoint=found)
+
+    patch.setattr(observer.Observer, "look", indulgent)
+
+
+def nothing_but_the_best_is_kept(patch: Patch) -> None:
+    """Of an ended job's checkpoints those go from which it would go on."""
+
+    def prune(storage: Path, job: Job) -> None:
+        for file in (storage / "jobs" / job.id).glob("*/checkpoints/step-*"):
+            file.unlink()
+
+    patch.setattr(aftercare, "prune", prune)
+
+
+def deleted_before_it_is_closed(patch: Patch) -> None:
+    """A deleted job is forgotten at once, whether MLflow knows of its end or not."""
+    act = aftercare.Aftercare.act
+
+    def hasty(self: aftercare.Aftercare) -> None:
+        parts = self._parts
+        with parts.store.engine.connect() as connection:
+            ids = connection.execute(queue.select(queue.jobs.c.id, queue.jobs.c.desired)).all()
+        for row in ids:
+            if row.desired == "delete":
+                shutil.rmtree(parts.settings.storage_root / "jobs" / row.id, ignore_errors=True)
+                parts.store.remove(row.id)
+        act(self)
+
+    patch.setattr(aftercare.Aftercare, "act", hasty)
+
+
 @pytest.mark.parametrize(
     ("mutation", "seen_as"),
     [
@@ -108,6 +148,9 @@ def lost_jobs_are_not_looked_at(patch: Patch) -> None:
         (results_of_any_attempt, "stale commit|alive after"),
         (lost_jobs_are_not_looked_at, "stuck"),
         (ray_is_called_before_the_commit, "alive after|two may commit"),
+        (the_best_checkpoint_counts_as_progress, "poison goes on"),
+        (nothing_but_the_best_is_kept, "work thrown away"),
+        (deleted_before_it_is_closed, "run left open"),
     ],
 )
 def test_a_missing_protection_is_seen(

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from proofs.simulation import LockLosing, Simulation
+from proofs.simulation import POISONS, LockLosing, Simulation
 from workers.attempt import Reason
 
 pytestmark = pytest.mark.parametrize("simulated_store", ["sqlite", "postgresql"], indirect=True)
@@ -61,6 +61,10 @@ class Machine(RuleBasedStateMachine):
     @rule(death=DEATH)
     def submit(self, death: int | None) -> None:
         self.world.submit(kill_at=death)
+
+    @rule(number=st.integers(0, len(POISONS) - 1))
+    def submit_poison(self, number: int) -> None:
+        self.world.submit_poison(number)
 
     @rule(number=st.integers(0, 3), death=DEATH)
     def submit_with_a_key(self, number: int, death: int | None) -> None:
@@ -142,6 +146,17 @@ class Machine(RuleBasedStateMachine):
     def a_worker_is_killed(self, index: int) -> None:
         alive = self.world.alive()
         self.world.kill_worker(alive[index % len(alive)])
+
+    @precondition(_some_worker)
+    @rule(index=INDEX)
+    def a_worker_is_terminated(self, index: int) -> None:
+        alive = self.world.alive()
+        self.world.terminate(alive[index % len(alive)])
+
+    @precondition(_some_job)
+    @rule(index=INDEX)
+    def a_checkpoint_is_spoilt(self, index: int) -> None:
+        self.world.damage(self._a_job(index))
 
     @precondition(_some_worker)
     @rule(

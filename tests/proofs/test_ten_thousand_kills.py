@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from proofs.simulation import LockLosing, Simulation
+from proofs.simulation import POISONS, LockLosing, Simulation
 from service.queue.job import State
 from workers.attempt import Reason
 
@@ -41,7 +41,7 @@ def kill_loop(
     begun = time.monotonic()
     killed: Counter[str] = Counter()
     breaches: Counter[str] = Counter()
-    jobs, number = 0, 0
+    jobs, number, given_up, slowest_s = 0, 0, 0, 0.0
     while killed.total() < kills:
         world = Simulation(store, folder, SEED + number)
         world.head_chance = head_chance
@@ -53,6 +53,8 @@ def kill_loop(
         killed += world.kills
         breaches += world.books.counts
         jobs += len(world.books.jobs)
+        given_up += len(world.books.work.given_up)
+        slowest_s = max(slowest_s, world.settled_after_s)
         number += 1
     print(
         f"\n{store.engine.dialect.name}: {jobs} jobs, {killed.total()} kills {dict(killed)} in "
@@ -60,14 +62,18 @@ def kill_loop(
         + ", ".join(
             f"{kind} {breaches[kind]}" for kind in ("lost", "double commit", "stale commit")
         )
-        + f", stuck {breaches['stuck']}"
+        + f", stuck {breaches['stuck']}; {given_up} poison jobs given up; all settled within "
+        f"{slowest_s:.0f} s"
     )
     assert not breaches
+    assert given_up, "no poison job was played to its end"
 
 
 def play(world: Simulation, kills: int, number: int) -> None:
     """One round. Every fourth also sets the clock, every fourth has replicas that sleep."""
     with world.patched():
+        for poison in range(len(POISONS)):
+            world.submit_poison(poison)
         while world.kills.total() < kills:
             step(world, sets_clock=number % 4 == 1, stalls=number % 4 == 3)
             world.books.check()
@@ -82,11 +88,11 @@ def assert_clean(world: Simulation) -> None:
     assert not [s.id for s in world.ray.submissions.values() if s.status.alive]
     closed = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
     for job_id, entry in world.books.jobs.items():
-        runs = [r for r in world.mlflow.runs.values() if r.tags["caps.job"] == job_id]
+        runs = world.books.runs_of(job_id)
         if world.books.strict:  # two that make it at the same moment make two
             assert len(runs) <= 1, f"job {job_id} has {len(runs)} runs"
-        if len(runs) == 1 and not entry.deleted and State(entry.state).terminal:
-            assert runs[0].status == closed[entry.state]
+        if len(runs) == 1 and State(entry.state).terminal:
+            assert runs == [closed[entry.state]], f"job {job_id} is {entry.state}, its run {runs}"
 
 
 def step(world: Simulation, sets_clock: bool, stalls: bool) -> None:
@@ -145,6 +151,11 @@ def faults(world: Simulation, sets_clock: bool, stalls: bool) -> None:
     alive = world.alive()
     if alive and draw.random() < 0.25:
         world.kill_worker(draw.choice(alive))
+    if alive and draw.random() < 0.03:
+        world.terminate(draw.choice(alive))
+    waiting = [id for id, e in world.books.jobs.items() if e.state != "RUNNING" and not e.deleted]
+    if waiting and draw.random() < 0.05:
+        world.damage(draw.choice(waiting))
     if alive and draw.random() < 0.05:
         world.fail(draw.choice(alive), draw.choice((Reason.ERROR, Reason.DIVERGED)))
     if alive and draw.random() < 0.03:

@@ -34,6 +34,7 @@ def upgrade() -> None:
     for name, kind in ATTEMPTS.items():
         op.add_column("attempts", sa.Column(name, kind))
     op.drop_index("ix_jobs_state_priority_id", "jobs")
+    op.drop_index("ix_jobs_run_closed_state", "jobs")
     op.create_index("ix_jobs_queue", "jobs", ["state", sa.text("priority DESC"), "id"])
     few = sa.text("desired <> 'run'")
     op.create_index("ix_jobs_not_run", "jobs", ["id"], sqlite_where=few, postgresql_where=few)
@@ -66,6 +67,7 @@ def downgrade() -> None:
         op.drop_index(name, "jobs")
     op.drop_index("ix_jobs_queue", "jobs")
     op.create_index("ix_jobs_state_priority_id", "jobs", ["state", "priority", "id"])
+    op.create_index("ix_jobs_run_closed_state", "jobs", ["run_closed", "state"])
     for name in ATTEMPTS:
         op.drop_column("attempts", name)
     op.drop_column("jobs", "owner")

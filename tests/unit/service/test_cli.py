@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
+from typer.testing import Result as Answer
 
 from service.cli import app
 from service.cli.documents import load
 from service.cli.output import InputError
 from service.queue.job import State
 from service.queue.store import NewEvent
-from workers.attempt import AttemptFolder, Progress
+from workers.attempt import AttemptFolder, Progress, Reason, Result
 from workers.specs import PRESETS, TrainSpec
 
 
@@ -24,7 +25,7 @@ from workers.specs import PRESETS, TrainSpec
 def capsctl(api: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("CAPS_URL", api.url)
 
-    def run(*arguments: str, stdin: str | None = None) -> Result:
+    def run(*arguments: str, stdin: str | None = None) -> Answer:
         return CliRunner().invoke(app, list(arguments), input=stdin)
 
     return run
@@ -288,6 +289,20 @@ def test_explain_tells_why_and_what_next(capsctl: Any, api: Any) -> None:
     found = json.loads(capsctl("explain", job_id, "-o", "json").stdout)
     assert (found["state"], found["reason"], len(found["attempts"])) == ("FAILED", "diverged", 1)
     assert capsctl("explain", "nope").exit_code == 2
+
+
+def test_explain_tells_what_mlflow_has_by_now(capsctl: Any, api: Any) -> None:
+    job_id = submitted(capsctl)
+    ended(api, job_id, State.CANCELLED)
+    result = Result(
+        outcome="cancelled", reason=Reason.CANCELLED, tracking="incomplete: the end: away"
+    )
+    changes = {"result": result.model_dump(mode="json"), "experiment_id": "1", "run_id": "r7"}
+    job = api.store.update(api.store.get(job_id), **changes)
+    assert "sends the metrics before it closes the run" in capsctl("explain", job_id).stdout
+    api.store.update(job, run_closed=True)
+    assert "has sent the metrics since" in capsctl("explain", job_id).stdout
+    assert json.loads(capsctl("show", job_id, "-o", "json").stdout)["mlflow"]["closed"] is True
 
 
 def test_schema_and_presets_are_printed(capsctl: Any) -> None:

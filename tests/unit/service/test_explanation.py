@@ -1,14 +1,18 @@
 """`explain` as a table: histories as the reconciler writes them, and what is to be read in them."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capsmodel.checkpoint import CheckpointFolder, save_checkpoint
 from service.api import examples
 from service.api.views import EventView, JobView
 from service.explanation import Explanation, explain
-from service.explanation.words import PHRASES, counted, span
+from service.explanation.skipped import TOLD, passed_over
+from service.explanation.words import PHRASES, counted, sentence, span
+from service.reconcile import FINAL
 from workers.attempt import HINTS, Reason
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -186,12 +190,80 @@ def test_a_retried_job_tells_each_attempt() -> None:
     assert now.ended == "goes on: training"
 
 
-def test_damaged_checkpoints_are_told() -> None:
-    why = "step-000160.pt: its sha256 is another one"
-    lines = [*FIRST, *LOST, *second(64, RESUMED | {"skipped": [why]})]
-    found = told(lines, attempt=2, phase="training", progress=examples.ITEM["progress"])
-    assert found.attempts[1].skipped == [why]
-    assert f"Attempt 2 passed over a damaged checkpoint: {why}." in found.details
+FOLDER = f"jobs/{ID}/1/checkpoints"
+DAMAGED = (
+    f"{FOLDER}/step-00000160.pt is damaged or another file: its sha256 is {'a1' * 32}, expected "
+    f"{'b2' * 32}"
+)
+
+
+@pytest.mark.parametrize(
+    ("problem", "tells"),
+    [
+        (DAMAGED, "step-00000160.pt of attempt 1 (damaged)"),
+        (f"{FOLDER}/best.pt was swapped with another training's: it is j9's, expected {ID}'s",
+         "best.pt of attempt 1 (another job's)"),
+        (f"{FOLDER}/last.pt has no sidecar last.pt.json",
+         "last.pt of attempt 1 (its sidecar is missing)"),
+        (f"{FOLDER}/last.pt.json is damaged: its sidecar_sha256 does not fit",
+         "last.pt of attempt 1 (its sidecar is damaged)"),
+        (f"{FOLDER}/last.pt.json has schema_version 9, this release reads 2",
+         "last.pt of attempt 1 (written by another release)"),
+        (f"{FOLDER}/last.pt cannot be read: [Errno 2] No such file or directory: 'last.pt'",
+         "last.pt of attempt 1 (missing)"),
+        (f"{FOLDER}/last.pt cannot be read: [Errno 5] Input/output error",
+         "last.pt of attempt 1 (it can't be read)"),
+        (f"{FOLDER}/step-00000007.pt is another checkpoint under this name: it was saved at step 8",
+         "step-00000007.pt of attempt 1 (another checkpoint under this name)"),
+        (f"last.pt: its digest is {'c' * 64}", "last.pt (its digest is ...)"),
+        (f"nobody knows {'c' * 64}", "nobody knows ..."),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_was_passed_over_is_told_in_short(problem: str, tells: str) -> None:
+    assert passed_over([problem]) == f"1 checkpoint was passed over: {tells}"
+
+
+def test_the_words_on_checkpoints_are_those_of_the_library(tmp_path: Path) -> None:
+    """What a checkpoint's reader says of real files is understood."""
+    folder = CheckpointFolder(tmp_path, keep_newest=9, owner=ID)
+    for step in range(1, 6):
+        folder.save({"step": step}, 0, step)
+    first, second_, third, fourth, fifth = sorted(tmp_path.glob("*.pt"))
+    first.write_bytes(b"damaged")
+    second_.unlink()
+    third.with_name(f"{third.name}.json").unlink()
+    fourth.with_name(f"{fourth.name}.json").write_text("{")
+    save_checkpoint(fifth, {}, 0, 5, "another")
+    newest, problems = folder.newest_verified()
+    assert newest is None
+    assert passed_over(problems) == (
+        "5 checkpoints were passed over: step-00000005.pt (another job's); "
+        "step-00000004.pt (its sidecar is damaged); step-00000003.pt (its sidecar is missing); "
+        "step-00000002.pt (missing); step-00000001.pt (damaged)"
+    )
+
+
+def test_a_checkpoint_is_told_once_and_without_digests() -> None:
+    lines = [
+        *FIRST, *LOST, *second(64, RESUMED | {"skipped": [DAMAGED]}),
+        (70, 2, "requeued", "worker-lost: gone", {"delay_s": 0.0}),
+        (71, 3, "started", "attempt 3"),
+        (74, 3, "resumed", "goes on from ...", RESUMED | {"skipped": [DAMAGED]}),
+    ]  # fmt: skip
+    found = told(lines, attempt=3, phase="training", progress=examples.ITEM["progress"])
+    assert [attempt.skipped for attempt in found.attempts] == [[], [DAMAGED], [DAMAGED]]
+    assert "1 checkpoint was passed over: step-00000160.pt of attempt 1 (damaged)." in found.details
+    assert text(found).count("step-00000160.pt") == 1
+    assert "a1a1" not in text(found)
+
+
+def test_of_many_checkpoints_a_few_are_named() -> None:
+    many = [f"{FOLDER}/step-0000{n:04}.pt has no sidecar x" for n in range(TOLD + 2)]
+    short = passed_over(many)
+    assert short.startswith(f"{TOLD + 2} checkpoints were passed over: ")
+    assert short.count(".pt") == TOLD
+    assert short.endswith("; and 2 more")
+    assert passed_over([]) == ""
 
 
 @pytest.mark.parametrize(
@@ -241,8 +313,59 @@ def test_what_ended_attempts_is_counted_apart() -> None:
         "worker-lost", "error", "paused", "cancelled", None,
     ]  # fmt: skip
     assert found.attempts[2].ended == (
-        "paused: gone 2.1 s after it was asked to leave, at step 200; nothing was left"
+        "paused: gone 2.1 s after it was asked to leave, at step 200; it left by itself"
     )
+
+
+@pytest.mark.parametrize(
+    ("lines", "counted_as"),
+    [
+        (LOST, "1 loss"),
+        ([(63, 1, "requeued", "node-lost: the Ray head was restarted", {"delay_s": 0.0})],
+         "1 loss"),
+        ([(63, 1, "requeued", "interrupted: stopped at step 7", {"delay_s": 0.0})], "1 loss"),
+        ([(60, 1, "suspect", "Ray says FAILED; no result yet"),
+          (63, 1, "requeued", "out-of-memory: the node was low on memory", {"delay_s": 0.0})],
+         "1 loss"),
+        ([(60, 1, "suspect", "Ray says FAILED; no result yet"),
+          (63, 1, "requeued", "out-of-memory: the node was low on memory", {"delay_s": 10.0})],
+         "1 loss"),
+        ([(63, 1, "requeued", "out-of-memory: worker 1 of 2 died; low on memory",
+           {"delay_s": 0.0})], "1 loss"),
+        ([(63, 1, "requeued", "out-of-memory: OutOfMemoryError: CUDA", {"delay_s": 10.0})],
+         "1 error"),
+        ([(63, 1, "requeued", "error: ValueError: 7", {"delay_s": 10.0})], "1 error"),
+        ([(63, 1, "failed", "lost 3 times", {"reason": "worker-lost"})], "1 loss"),
+        ([(63, 1, "failed", "stopped after max_runtime_s = 9", {"reason": "deadline"})],
+         "1 deadline"),
+        ([(63, 1, "failed", "the loss is nan", {"reason": "diverged"})], "1 error"),
+        ([(63, 1, "succeeded", "best accuracy 0.9", {"reason": "completed"})], "1 success"),
+    ],
+)  # fmt: skip
+def test_an_end_counts_as_it_does_in_the_queue(lines: list[Line], counted_as: str) -> None:
+    found = told([*FIRST, *lines, *second(70)], attempt=2, phase="starting")
+    assert f"It was begun 2 times, after {counted_as}." in found.details
+    assert found.attempts[0].lost == (counted_as == "1 loss")
+
+
+def test_a_restarted_head_is_a_loss_in_fitting_words() -> None:
+    evidence = "the Ray head was restarted, and the worker left no result"
+    lines = [
+        *FIRST, (60, 1, "cluster-restarted", "the Ray head is another one now"),
+        (90, 1, "requeued", f"node-lost: {evidence}", {"delay_s": 0.0}),
+    ]  # fmt: skip
+    found = told(lines, state="QUEUED", phase="waiting", attempt=1, reason="node-lost",
+                 evidence=evidence)  # fmt: skip
+    words = f"it was lost with its node, or with the head of the cluster: {evidence}"
+    assert f"Attempt 1 ended: {words}." in found.details
+    assert found.attempts[0].ended == f"{words}; tried again at once"
+
+
+def test_while_ray_is_away_nothing_is_said_in_its_name() -> None:
+    lines = [*FIRST, (60, 1, "suspect", "the worker's processes are gone")]
+    found = told(lines, phase="suspect")
+    assert found.attempts[0].ended == "it seems to be over; it is being made sure"
+    assert "Ray" not in text(found)
 
 
 # --------------------------------------------------------------------------------- it ended
@@ -292,28 +415,90 @@ def test_a_retry_by_the_user_begins_another_chapter() -> None:
         *second(71, RESUMED),
         (95, 2, "succeeded", "completed", {"step": 900, "took_s": None, "killed": False}),
     ]  # fmt: skip
-    best = {"path": "jobs/x/best.pt", "sha256": "0", "epoch": 9, "step": 800}
-    result = {"checkpoints": {"best": best}, "tracking": "incomplete: MLflow is away"}
     found = told(
-        lines, state="SUCCEEDED", reason="completed", attempt=2, finished_at=95, result=result
+        lines, state="SUCCEEDED", reason="completed", attempt=2, finished_at=95, result=a_result(2)
     )
     assert found.summary == "It succeeded at 12:01:35, in attempt 2."
     assert [attempt.ended for attempt in found.attempts] == ["failed: disk full", "succeeded"]
-    assert "Its best checkpoint is of epoch 9, step 800: jobs/x/best.pt." in found.details
-    assert "When its worker ended, MLflow had not got everything: MLflow is away." in found.details
+    kept = f"Its best checkpoint is of epoch 9, step 800: jobs/{ID}/2/checkpoints/best.pt."
+    assert kept in found.details
     assert found.hint is None
+
+
+def a_result(attempt: int, tracking: str = "complete") -> dict[str, Any]:
+    """What an attempt left."""
+    path = f"jobs/{ID}/{attempt}/checkpoints/best.pt"
+    best = {"path": path, "sha256": "0", "epoch": 9, "step": 800}
+    return {"checkpoints": {"best": best}, "tracking": tracking}
+
+
+@pytest.mark.parametrize(
+    ("state", "attempt", "told_of"),
+    [
+        ("SUCCEEDED", 1, True),
+        ("CANCELLED", 1, True),
+        ("FAILED", 1, True),
+        ("FAILED", 2, False),
+        ("CANCELLED", 2, False),
+        ("RUNNING", 1, False),
+        ("RUNNING", 2, False),
+        ("QUEUED", 1, False),
+        ("PAUSED", 1, False),
+    ],
+)
+def test_only_what_the_end_left_is_told_of(state: str, attempt: int, told_of: bool) -> None:
+    """The first attempt's files may have been damaged or removed while another one ran."""
+    found = told(FIRST, state=state, attempt=attempt, result=a_result(1, "incomplete: refused"))
+    assert ("best.pt" in text(found)) == told_of
+    assert ("MLflow had not got everything" in text(found)) == told_of
+    ended_otherwise = state in ("FAILED", "CANCELLED") and not told_of
+    assert ("newest checkpoint that is whole" in text(found)) == ended_otherwise
+
+
+def test_of_a_search_the_best_trials_checkpoint_is_told() -> None:
+    path = f"jobs/{ID}/trials/3/1/checkpoints/best.pt"
+    best = {"path": path, "sha256": "0", "epoch": 9, "step": 800}
+    found = told(FIRST, state="SUCCEEDED", attempt=2, kind="search",
+                 result={"checkpoints": {"best": best}})  # fmt: skip
+    assert path in text(found)
+
+
+@pytest.mark.parametrize(
+    ("tracking", "closed", "tells"),
+    [
+        ("complete", False, ""),
+        ("complete", True, ""),
+        ("incomplete: metrics: refused", False,
+         "The control plane sends the metrics before it closes the run"),
+        ("incomplete: metrics: refused", None,
+         "The control plane sends the metrics before it closes the run"),
+        ("incomplete: metrics: refused", True, "The control plane has sent the metrics since"),
+    ],
+)  # fmt: skip
+def test_what_mlflow_lacks_is_told_as_it_is_now(
+    tracking: str, closed: bool | None, tells: str
+) -> None:
+    mlflow = examples.ITEM["mlflow"] | {"closed": closed}
+    found = told(FIRST, state="CANCELLED", result=a_result(1, tracking), mlflow=mlflow)
+    if not tells:
+        assert "MLflow" not in text(found)
+        return
+    assert "When its worker ended, MLflow had not got everything: metrics: refused." in (
+        found.details
+    )
+    assert f"{tells}; pictures, models and other files may be missing in MLflow." in found.details
 
 
 @pytest.mark.parametrize(
     ("data", "tells"),
     [
         ({"step": 118, "took_s": 3.2, "killed": False},
-         "It was gone 3.2 s after it was asked to leave, at step 118; nothing was left."),
+         "It was gone 3.2 s after it was asked to leave, at step 118; it left by itself."),
         ({"step": 118, "took_s": 14.0, "killed": True},
          "It was gone 14 s after it was asked to leave, at step 118; what was left of it had to be "
          "killed."),
         ({"step": None, "took_s": 3.2, "killed": False},
-         "It was gone 3.2 s after it was asked to leave; nothing was left."),
+         "It was gone 3.2 s after it was asked to leave; it left by itself."),
         ({}, "Cancelled while it was not running."),
     ],
 )  # fmt: skip
@@ -326,6 +511,70 @@ def test_a_cancelled_job_shows_its_receipt(data: dict[str, Any], tells: str) -> 
     assert found.summary == "It was cancelled at 12:00:50."
     assert tells in found.details
     assert commands(found) == ["retry", "delete"]
+
+
+SIGNALLED: Line = (49, 1, "signalled", "SIGTERM, then SIGKILL: no answer to the stop flag for 8 s")
+KILLED: Line = (49.5, 1, "killed", "SIGKILL to worker (process 71): no answer to the stop flag")
+SUSPECT: Line = (49.5, 1, "suspect", "Ray says FAILED; no result yet")
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "PAUSED"])
+@pytest.mark.parametrize(
+    ("marks", "killed", "tells"),
+    [
+        ([], False, "it left by itself"),
+        ([SIGNALLED], False, "it had to be ended by signals"),
+        ([SIGNALLED, SUSPECT], False, "it had to be ended by signals"),
+        ([SIGNALLED, KILLED], True, "what was left of it had to be killed"),
+        ([KILLED], True, "what was left of it had to be killed"),
+        ([SUSPECT], False, "how it came to its end is not known"),
+    ],
+)
+def test_a_receipt_tells_how_it_left(
+    state: str, marks: list[Line], killed: bool, tells: str
+) -> None:
+    data = {"step": 118, "took_s": 12.4, "killed": killed}
+    lines = [
+        *FIRST, (40, 1, "stop-requested", "the worker is asked to leave"), *marks,
+        (52, 1, state.lower(), "gone", data),
+    ]  # fmt: skip
+    found = told(lines, state=state, finished_at=52)
+    words = f"gone 12 s after it was asked to leave, at step 118; {tells}"
+    assert f"It was {words}." in found.details
+    assert found.attempts[0].ended == f"{state.lower()}: {words}"
+
+
+def test_the_signals_of_an_earlier_attempt_are_not_those_of_the_last() -> None:
+    left = {"step": 9, "took_s": 1.0, "killed": False}
+    lines = [*FIRST, SIGNALLED, *LOST, *second(64), (70, 2, "cancelled", "cancelled", left)]
+    found = told(lines, state="CANCELLED", attempt=2, finished_at=70)
+    assert found.attempts[1].ended.endswith("it left by itself")
+    assert "It was gone 1.0 s after it was asked to leave, at step 9; it left by itself." in (
+        found.details
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "printed"),
+    [
+        ("error", "what it printed, with the traceback"),
+        ("diverged", "what it printed, with the traceback"),
+        ("data-missing", "what it printed, with the traceback"),
+        ("deadline", "what it printed"),
+        ("worker-lost", "what it printed"),
+        ("node-lost", "what it printed"),
+        ("out-of-memory", "what it printed"),
+        ("version-mismatch", "what it printed"),
+    ],
+)
+def test_a_traceback_is_promised_where_there_is_one(reason: str, printed: str) -> None:
+    assert failed(reason, "the evidence").next[0].what == printed
+
+
+@pytest.mark.parametrize("reason", [r for r in Reason if r in HINTS])
+def test_what_a_retry_can_mend_is_told_as_the_queue_sees_it(reason: Reason) -> None:
+    retry = failed(reason, "the evidence").next[1]
+    assert ("once what the hint says is mended" in retry.what) == (reason in FINAL)
 
 
 def test_a_paused_job_tells_since_when_and_how_it_left() -> None:
@@ -348,6 +597,32 @@ def test_a_cancel_between_attempts_does_not_end_the_last_one_twice() -> None:
 
 def test_every_reason_has_its_words() -> None:
     assert set(PHRASES) == set(Reason)
+
+
+@pytest.mark.parametrize(
+    ("said", "told_as"),
+    [
+        ("it waits", "It waits."),
+        ("at 12:00:50: gone", "At 12:00:50: gone."),
+        ("lost.", "Lost."),
+        ("gone, at last!", "Gone, at last!"),
+        ("init_from: job 6ak is RUNNING", "init_from: job 6ak is RUNNING."),
+        ("max_runtime_s is 0", "max_runtime_s is 0."),
+        ("epochs: at least 1", "epochs: at least 1."),
+        ("dataset.type is none", "dataset.type is none."),
+        ("jobs/6ak/1/log.txt is gone", "jobs/6ak/1/log.txt is gone."),
+        ("step-00000007.pt is damaged", "step-00000007.pt is damaged."),
+        ("", "."),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_unless_it_is_a_name(said: str, told_as: str) -> None:
+    assert sentence(said) == told_as
+
+
+def test_a_fields_name_is_told_as_it_is_written() -> None:
+    waits = "init_from: job 6ak is RUNNING, it has not ended yet"
+    found = told([SUBMITTED], state="QUEUED", attempt=0, waiting_reason=waits)
+    assert f"{waits}." in found.details
 
 
 def test_no_history_is_too_strange() -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from capsmodel.checkpoint import CheckpointFolder
 from service.cluster import Cluster, RayCluster, RayStatus
 from service.demand import DRIVER, Bundle
 from service.errors import ClusterUnavailableError, TrackingUnavailableError
@@ -524,3 +525,52 @@ def test_a_worker_goes_on_from_the_newest_checkpoint(fakes: Fakes) -> None:
     assert progress is not None
     assert progress.resumed is not None
     assert (progress.resumed.attempt, progress.resumed.step, progress.step) == (1, 4, 5)
+    assert [(s.attempt, s.step, s.left) for s in fakes.starts] == [(1, 0, 0), (2, 4, 4)]
+    assert fakes.gains == {("j", 1)}
+    assert sorted(file.name for file in folder.checkpoints.iterdir()) == [
+        "best.pt",
+        "best.pt.json",
+    ]
+
+
+def trained(fakes: Fakes, steps: int, attempt: int = 1) -> CheckpointFolder:
+    """The checkpoints of an attempt that did so many steps, as the library reads them."""
+    folder = orders(fakes, attempt=attempt)
+    worker = fakes.start("j", attempt, "here", steps=8)
+    for _ in range(steps):
+        worker.act()
+    worker.kill()
+    return CheckpointFolder(folder.checkpoints, owner=folder.owner)
+
+
+def test_played_checkpoints_are_whole_by_the_librarys_own_measure(fakes: Fakes) -> None:
+    """By their names, their sidecars and their owner; two are kept, and the best."""
+    checkpoints = trained(fakes, 7)
+    newest, problems = checkpoints.newest_verified()
+    best = checkpoints.best()
+    assert newest is not None
+    assert best is not None
+    assert (newest.path.name, newest.step, best.step, problems) == ("step-00000006.pt", 6, 2, [])
+    names = {file.name for file in checkpoints.path.glob("*.pt")}
+    assert names == {"best.pt", "step-00000004.pt", "step-00000006.pt"}
+
+
+def test_a_finished_worker_keeps_the_last_and_the_best_checkpoint(fakes: Fakes) -> None:
+    earlier = trained(fakes, 3)
+    checkpoints = trained(fakes, 6, attempt=2)
+    newest, problems = checkpoints.newest_verified()
+    assert newest is not None
+    assert (newest.path.name, newest.step, problems) == ("last.pt", 8, [])
+    assert {file.name for file in checkpoints.path.glob("*.pt")} == {"best.pt", "last.pt"}
+    assert not earlier.path.exists()
+
+
+def test_a_spoilt_checkpoint_is_passed_over(fakes: Fakes) -> None:
+    checkpoints = trained(fakes, 5)
+    assert fakes.damage("j")
+    newest, problems = checkpoints.newest_verified()
+    assert newest is not None
+    assert (newest.step, len(problems), fakes.left) == (2, 1, {"j": 2})
+    trained(fakes, 1, attempt=2)
+    assert (fakes.starts[-1].step, fakes.starts[-1].left) == (2, 2)
+    assert not fakes.damage("nobody")

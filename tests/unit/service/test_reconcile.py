@@ -129,6 +129,19 @@ def test_a_waiting_job(state: State, fields: dict[str, Any], obstacle: str, acti
     assert reconcile_waiting(a_job(state, **fields), obstacle, NOW) == action
 
 
+def test_nobody_backs_off_for_longer_than_the_longest_time() -> None:
+    """The clock was set back meanwhile."""
+    waiting = a_job(State.QUEUED, not_before=NOW + MAX_BACKOFF_S + 1)
+    assert reconcile_waiting(waiting, "", NOW) == Dispatch()
+
+
+def test_a_job_that_was_to_leave_ends_though_ray_is_away() -> None:
+    look = seen(UNREACHABLE, processes=SETTLED)
+    action = reconcile(a_job(desired=CANCEL), an_attempt(**CONFIRMED), look, NOW)
+    assert isinstance(action, Finish)
+    assert action.state is State.CANCELLED
+
+
 def test_a_job_that_backs_off_says_so() -> None:
     action = reconcile_waiting(a_job(State.QUEUED, not_before=NOW + 1), "", NOW)
     assert isinstance(action, Wait)
@@ -230,6 +243,19 @@ GOES_ON = [
     ),
     pytest.param(RUN, LOST, seen(MISSING, **OTHER), Nothing(), id="nobody knows what was started"),
     pytest.param(
+        RUN, {"session": None}, seen(MISSING), NoteSession(lost=True), id="session unknown"
+    ),
+    pytest.param(
+        RUN, {}, seen(UNREACHABLE, processes=SETTLED), Nothing(), id="gone, perhaps with the head"
+    ),
+    pytest.param(
+        CANCEL,
+        UNSENT,
+        seen(MISSING, processes=ALIVE),
+        NoteGone(gone=True),
+        id="cancelled, and lives though Ray never answered",
+    ),
+    pytest.param(
         RUN,
         UNSENT,
         seen(MISSING, **OTHER),
@@ -246,6 +272,23 @@ GOES_ON = [
         id="says where it begins",
     ),
     pytest.param(RUN, {}, seen(RUNNING, progress=Progress(resumed=BEGUN)), Nothing(), id="said"),
+    pytest.param(
+        RUN, {"gone_since": NOW + 3600}, seen(FAILED), NoteGone(gone=True), id="clock set back"
+    ),
+    pytest.param(
+        RUN,
+        {"session_lost_at": NOW + 3600},
+        seen(MISSING, **OTHER),
+        NoteSession(lost=True),
+        id="clock set back in a lost session",
+    ),
+    pytest.param(
+        CANCEL,
+        FLAGGED | {"stop_requested_at": NOW + 3600},
+        seen(RUNNING),
+        RequestStop("cancel", Reason.CANCELLED),
+        id="clock set back after the flag",
+    ),
     pytest.param(RUN, {}, seen(RUNNING, "succeeded"), Nothing(), id="result, about to exit"),
     pytest.param(RUN, {}, seen(UNREACHABLE, "cancelled"), Nothing(), id="result, Ray is away"),
     pytest.param(
@@ -287,6 +330,7 @@ def test_a_process_that_stays_is_killed(attempt: dict[str, Any], look: Seen) -> 
 
 
 KILLS = [
+    pytest.param(UNSENT | CONFIRMED, seen(MISSING, processes=ALIVE), id="Ray's answer was lost"),
     pytest.param(LOST, seen(MISSING, processes=ALIVE, **OTHER), id="an orphan here"),
     pytest.param(LOST, seen(MISSING, processes=REMOTE, **OTHER), id="an orphan elsewhere"),
     pytest.param(CONFIRMED, seen(FAILED, processes=ALIVE), id="survives its job in Ray"),
@@ -332,6 +376,12 @@ LOSSES_PROVEN = [
     ),
     pytest.param(
         UNSENT | DIED_OUT, seen(MISSING, **OTHER), Reason.NODE_LOST, id="perhaps never had"
+    ),
+    pytest.param(
+        DIED_OUT | {"session": None}, seen(MISSING), Reason.NODE_LOST, id="session unknown"
+    ),
+    pytest.param(
+        UNSENT | CONFIRMED, seen(MISSING, processes=SETTLED), Reason.WORKER_LOST, id="it had it"
     ),
     pytest.param(CONFIRMED, seen(MISSING), Reason.WORKER_LOST, id="forgotten, same session"),
     pytest.param(CONFIRMED, seen(RUNNING, node_dead=True), Reason.NODE_LOST, id="with its node"),

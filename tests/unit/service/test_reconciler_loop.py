@@ -377,7 +377,7 @@ def test_a_result_that_cannot_be_read_fails_the_job(world: World, content: bytes
     world.end(job_id, RayStatus.SUCCEEDED)
     world.tick()
     job = world.job(job_id)
-    assert (job.state, job.reason) == (State.FAILED, Reason.VERSION_MISMATCH)
+    assert (job.state, job.reason) == (State.FAILED, Reason.ERROR)
     assert "result.json is not one of ours" in job.evidence
 
 
@@ -729,9 +729,67 @@ def test_of_a_failed_job_only_the_newest_attempts_checkpoints_stay(
         world.end(job_id, RayStatus.FAILED)
         world.tick(4)
     (folders[2].checkpoints / "step-00000007.pt").write_bytes(b"damaged")
+    checkpoint(folders[2].checkpoints / "best.pt")  # taken over at its start
+    checkpoint(world.folder(job_id).checkpoints / "best.pt")
     world.leave(job_id, "failed", Reason.ERROR)
     world.tick()
     assert [folder.checkpoints.exists() for folder in folders] == [False, True, True]
+
+
+def test_an_attempt_that_took_the_best_over_and_died_has_gained_nothing(
+    world: World, no_waiting: None
+) -> None:
+    job_id = world.add()
+    for _ in range(decide.MAX_LOSSES):
+        world.tick(4)
+        checkpoint(world.folder(job_id).checkpoints / "best.pt")
+        world.end(job_id, RayStatus.FAILED)
+    world.tick(4)
+    job = world.job(job_id)
+    assert (job.state, job.reason) == (State.FAILED, Reason.WORKER_LOST)
+    assert "3 times in a row" in job.evidence
+
+
+def test_what_a_job_that_succeeded_need_not_keep_goes_after_its_result(world: World) -> None:
+    job_id = world.add(keep=("best",))
+    world.tick()
+    folder = world.folder(job_id).checkpoints
+    for name in ("best.pt", "last.pt"):
+        checkpoint(folder / name)
+    world.leave(job_id, "succeeded", Reason.COMPLETED)
+    world.tick()
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "best.pt.json"]
+
+
+def test_a_job_is_deleted_once_mlflow_knows_its_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aftercare, "CLOSE_AGAIN_S", 0.0)
+    job_id = world.add()
+    world.tick()
+    folder = world.folder(job_id)
+    world.leave(job_id, "failed", Reason.ERROR)
+    world.runs.away = True
+    world.tick()
+    world.store.request_delete(job_id)
+    world.tick()
+    assert folder.path.exists(), "what its worker left unsent is in it"
+    world.runs.away = False
+    world.tick(2)
+    assert world.runs.closed == {job_id: State.FAILED}
+    assert not folder.path.exists()
+
+
+def test_a_record_that_cannot_be_read_holds_no_job_up(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = world.add()
+    world.tick()
+    (world.folder(job_id).path / "processes" / "x.json").mkdir(parents=True)
+    world.leave(job_id, "succeeded", Reason.COMPLETED)
+    world.tick()
+    assert world.job(job_id).state is State.SUCCEEDED
+    assert "can't be read" in caplog.text
 
 
 def test_only_one_replica_looks_at_a_time(world: World) -> None:

@@ -32,7 +32,7 @@ from service.queue.tables import clock, metadata
 from support.searches import SEARCH
 from workers.attempt import Reason
 from workers.search_specs import SearchSpec
-from workers.specs import PRESETS, TrainSpec
+from workers.specs import PRESETS, InitFrom, TrainSpec
 
 STARTED = NewEvent("started", "attempt begins")
 
@@ -425,10 +425,12 @@ def test_the_same_key_and_spec_are_one_job(store: Store) -> None:
     assert store.add(spec(name="one"), owner="ann", idempotency_key="k") != job
     with pytest.raises(KeyReusedError, match=job.id):
         store.add(spec(name="two"), idempotency_key="k")
+    labelled = store.add(spec(labels={"a": "1", "b": "2"}), idempotency_key="l")
+    assert store.add(spec(labels={"b": "2", "a": "1"}), idempotency_key="l") == labelled
     asked = {"owner": "local", "idempotency_key": "p", "request": "promote s"}
     promoted = store.submit(spec(name="best"), **asked)
     assert store.submit(spec(name="another best"), **asked) == replace(promoted, replayed=True)
-    assert store.find_keyed("local", "l", spec(name="one").model_dump_json()) is None
+    assert store.find_keyed("local", "m", spec(name="one").model_dump_json()) is None
 
 
 def test_of_eight_submissions_with_one_key_one_is_accepted(store: Store) -> None:
@@ -467,6 +469,16 @@ def test_a_deleted_job_is_found_no_more_and_its_key_runs_nothing(store: Store) -
     assert store.events(ended.id) == []
     with pytest.raises(JobDeletedError, match=job.id):
         store.add(spec(), idempotency_key="k")
+
+
+def test_a_job_whose_weights_are_waited_for_is_not_deleted(store: Store) -> None:
+    origin = end(store, store.add(spec()))
+    heir = store.add(spec(init_from=InitFrom(job=origin.id)))
+    with pytest.raises(JobConflictError, match=heir.id):
+        store.request_delete(origin.id)
+    end(store, heir)
+    store.request_delete(origin.id)
+    assert store.deleted() == [origin.id]
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])

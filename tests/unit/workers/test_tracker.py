@@ -21,7 +21,7 @@ from support.nets import TINY_NET
 from support.stack import until
 from workers import uploads
 from workers.attempt import Attempt
-from workers.courier import Errand, Task, load_monitors, load_of, may_pass
+from workers.courier import Courier, Errand, Task, load_monitors, load_of, may_pass
 from workers.shipper import Shipper
 from workers.specs import TrainSpec
 from workers.spool import Outgoing, Spool, points_from, system_spool
@@ -111,6 +111,59 @@ def test_a_server_that_is_away_costs_no_more_than_the_patience(
     begun = time.monotonic()
     assert tracker.finish(1) == "incomplete: the picture: refused"
     assert time.monotonic() - begun < 10
+
+
+HANG_S = 30.0
+
+
+def importing(courier: Courier) -> None:
+    """The import of mlflow takes longer than the patience."""
+    time.sleep(HANG_S)
+
+
+def sending(client: "MlflowClient", run_id: str) -> None:
+    """One call takes longer than the patience."""
+    time.sleep(HANG_S)
+
+
+def refused_then_hanging() -> Callable[["MlflowClient", str], None]:
+    tries: list[str] = []
+
+    def call(client: "MlflowClient", run_id: str) -> None:
+        tries.append(run_id)
+        if len(tries) == 1:
+            raise ConnectionError("refused")
+        time.sleep(HANG_S)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("call", "imports", "tells"),
+    [
+        (sending, False, "the attempt ended before MLflow was asked for anything"),
+        (sending, True, "the picture: still being sent when the attempt had to end"),
+        (refused_then_hanging(), True, "the picture: refused"),
+    ],
+    ids=["importing", "sending", "refused"],
+)
+def test_nothing_is_said_of_mlflow_but_what_it_did(
+    client: "MlflowClient",
+    run_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[["MlflowClient", str], None],
+    imports: bool,
+    tells: str,
+) -> None:
+    """The patience may end before MLflow, which is up, was asked at all."""
+    monkeypatch.setattr("workers.courier.RETRY_AFTER_S", 0.1)
+    if not imports:
+        monkeypatch.setattr(Courier, "_wait_for_metrics", importing)
+    courier = Courier(an_errand(client, run_id, tmp_path))
+    courier.submit(Task("the picture", call))
+    courier.start()
+    assert courier.finish(1.5) == f"incomplete: {tells}"
 
 
 def test_points_that_were_not_sent_stay_for_the_next_sender(tmp_path: Path) -> None:
@@ -220,7 +273,9 @@ def test_a_process_that_hangs_costs_the_training_nothing(
             took.append(time.monotonic() - begun)
         assert max(took) < LONGEST_S
         begun = time.monotonic()
-        assert shipper.finish(1) == "incomplete: MLflow does not answer"
+        assert shipper.finish(1) == (
+            "incomplete: the process that sends to MLflow did not come to an end in time"
+        )
         assert time.monotonic() - begun < 4
         assert not process.is_running()
 
