@@ -189,7 +189,7 @@ def claims(store: Store, count: int) -> Iterator[tuple[Any, ...]]:
         looks.append(looked - began)
         commits.append(time.perf_counter() - looked)
     both = [look + commit for look, commit in zip(looks, commits, strict=True)]
-    yield "look at the head of the queue (100 jobs)", 1, looks, None, sum(both)
+    yield "look at the head of the queue (50 jobs)", 1, looks, None, sum(both)
     yield "commit of an attempt", 1, commits, None, sum(both)
     yield "claim: the look and the commit", 1, both, 0.020, sum(both)
 

@@ -47,7 +47,7 @@ def _print_attempts(out: Console, attempts: list[AttemptStory], now: datetime) -
         out.print("attempts:")
     for each in attempts:
         ran = f"{clock(each.started_at, now)}, {span(each.duration_s)}"
-        skipped = f" ({len(each.skipped)} damaged skipped)" if each.skipped else ""
+        skipped = f" ({len(each.skipped)} passed over)" if each.skipped else ""
         out.print(f"  {each.number}  {ran}, {each.began}{skipped}; {each.ended}")
 
 

@@ -186,6 +186,8 @@ def _is_loss(job: JobView, end: EventView, marks: Collection[str]) -> bool:
     """
     if end.type not in ("requeued", "failed"):
         return False
+    if isinstance(told := end.data.get("loss"), bool):
+        return told
     reason = _reason(job, end)
     if reason is not Reason.OUT_OF_MEMORY:
         return reason in LOSSES

@@ -179,6 +179,7 @@ def _prepare(connection: sqlite3.Connection, record: Any) -> None:
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous = FULL")  # an accepted job survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA cache_size = -512")  # KiB of each connection; the kernel keeps more
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

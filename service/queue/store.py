@@ -159,7 +159,7 @@ class Store:
         query = JOB.where(jobs.c.state == State.RUNNING)
         return readable(self._rows(query.order_by(*_QUEUE_ORDER)))
 
-    def claimable(self, now: float, after: Job | None = None, limit: int = 100) -> Jobs:
+    def claimable(self, now: float, after: Job | None = None, limit: int = 50) -> Jobs:
         """Queued jobs that may start at `now`: the highest priority first, then the oldest."""
         # Nobody backs off for so long: the clock was set back.
         impossible = jobs.c.not_before > now + MAX_BACKOFF_S

@@ -40,9 +40,7 @@ class Finishing:
         told = f"{action.reason.value}: {action.evidence}"[:500]
         self._parts.store.update(
             job,
-            event=NewEvent(
-                "requeued", told, {"reason": action.reason.value, "delay_s": action.delay_s}
-            ),
+            event=NewEvent("requeued", told, _why_again(job, action)),
             attempt=_attempt_ended(job, action, now),
             state=State.QUEUED,
             reason=action.reason,
@@ -53,6 +51,12 @@ class Finishing:
             not_before=now + action.delay_s if action.delay_s else None,
         )
         self._parts.wake()
+
+
+def _why_again(job: Job, action: decide.Requeue) -> dict[str, Any]:
+    """Whether it was a loss, which costs no retry, or an error."""
+    loss = action.errors == job.errors
+    return {"reason": action.reason.value, "delay_s": action.delay_s, "loss": loss}
 
 
 def _attempt_ended(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from service import reconcile as decide
+from service.cluster import RayStatus
 from service.queue.job import Attempt, Job
 from service.queue.store import NewEvent
 from service.reconciler.finishing import Finishing
@@ -100,7 +101,7 @@ class RunningJobs:
             case decide.NoteGone(gone):
                 changes = {"gone_since": now if gone else None}
                 if gone:
-                    event = NewEvent("suspect", f"Ray says {seen.ray.status}; no result yet")
+                    event = NewEvent("suspect", _suspicion(seen))
             case decide.NoteSession(lost):
                 changes = {"session_lost_at": now if lost else None}
                 if lost:
@@ -109,6 +110,14 @@ class RunningJobs:
                 changes = {"resumed_step": resumed.step}
                 event = NewEvent("resumed", _resumed(resumed), resumed.model_dump())
         self._parts.store.update(job, event=event, attempt=changes)
+
+
+def _suspicion(seen: decide.Seen) -> str:
+    if seen.ray.status.over or seen.ray.status is RayStatus.MISSING:
+        return f"Ray says {seen.ray.status}; no result yet"
+    if seen.node_dead:
+        return "Ray has given its node up; no result yet"
+    return "its processes are gone; no result yet"
 
 
 def _resumed(resumed: Resumed) -> str:
@@ -120,7 +129,7 @@ def _resumed(resumed: Resumed) -> str:
         )
     skipped = len(resumed.skipped)
     if skipped:
-        text += f"; {skipped} damaged checkpoint{'s' if skipped > 1 else ''} skipped"
+        text += f"; {skipped} checkpoint{'s' if skipped > 1 else ''} passed over"
     return text
 
 

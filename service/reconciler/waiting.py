@@ -12,7 +12,7 @@ from service.reconciler.parts import Parts, Sight, guarded
 
 ENOUGH_WITHOUT_ROOM = 50
 """Each job that finds no room keeps its share back: so many more would find none either."""
-PAGE = 100
+PAGE = 50
 LOOKED_AT = 1000
 """Jobs of the queue's head in one tick: what waits for another job's weights holds nobody up."""
 ASK_MLFLOW_AGAIN_S = 5.0

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,11 +102,11 @@ class Books:
     def __post_init__(self) -> None:
         self.work = Work(self.workers, self._breach)
 
-    def lose_head(self) -> None:
-        """The head dies now."""
+    def lose_head(self, over: Collection[tuple[str, int]]) -> None:
+        """The head dies now; the processes of these attempts are over, or have had their say."""
         self.check()
         running = [(id, e.attempt) for id, e in self.jobs.items() if e.state == "RUNNING"]
-        self.work.lose_head(running)
+        self.work.lose_head(running, over)
 
     def accept(self, job_id: str, key: str | None) -> None:
         """A job was accepted, or found by its key."""

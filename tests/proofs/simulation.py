@@ -311,7 +311,8 @@ class Simulation:
         """The head dies."""
         self.note("head killed")
         self.kills["head"] += 1
-        self.books.lose_head()
+        over = {(w.job, w.attempt) for w in self.fakes.workers if w.done or not w.lives}
+        self.books.lose_head(over)
         self.ray.kill_head()
 
     def start_head(self) -> None:

@@ -1,12 +1,12 @@
 """What the attempts of a job have achieved: none of it is thrown away, and poison is given up."""
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sqlalchemy import Row
+from sqlalchemy import Row as Event
 
 from service.reconcile import MAX_LOSSES
 from service.testing.worker import Start
@@ -14,9 +14,12 @@ from workers.attempt import Reason
 
 LOSSES = {Reason.WORKER_LOST, Reason.NODE_LOST, Reason.INTERRUPTED}
 """Reasons of attempts that were lost without an error of their own."""
+ENDS_THE_ROW = ("retry-requested", "retry-failed", "requeued")
+"""A user's retry, and a new attempt after an error."""
 GIVEN_UP = "lost "
 """So the evidence of a poison job begins."""
 
+Attempt = tuple[str, int]
 Breach = Callable[[str, bool, str], None]
 
 
@@ -24,7 +27,17 @@ class Achieving(Protocol):
     """All workers of a test, as they themselves know what they did."""
 
     starts: list[Start]
-    gains: set[tuple[str, int]]
+    gains: set[Attempt]
+
+
+@dataclass
+class Row:
+    """Lost attempts in a row that left no checkpoint newer than where they began."""
+
+    surely: int = 0
+    """By a count that leaves out whatever somebody else may be blamed for."""
+    perhaps: int = 0
+    """By a count that leaves out what somebody else is surely to blame for."""
 
 
 @dataclass
@@ -33,17 +46,20 @@ class Work:
 
     workers: Achieving
     breach: Breach
-    fruitless: Counter[str] = field(default_factory=Counter)
-    """By job, lost attempts in a row that left no checkpoint newer than where they began."""
-    head_lost: set[tuple[str, int]] = field(default_factory=set)
-    """Attempts whose head died: such a loss is nobody's fault."""
+    rows: defaultdict[str, Row] = field(default_factory=lambda: defaultdict(Row))
+    """By job."""
+    orphans: set[Attempt] = field(default_factory=set)
+    """Attempts whose head died under them: such a loss is nobody's fault."""
+    bereaved: set[Attempt] = field(default_factory=set)
+    """Attempts that were over when their head died, which nobody had seen yet."""
     given_up: set[str] = field(default_factory=set)
     """Jobs that failed as poison."""
     _starts_seen: int = 0
 
-    def lose_head(self, running: Collection[tuple[str, int]]) -> None:
-        """The head dies under these attempts."""
-        self.head_lost.update(running)
+    def lose_head(self, running: Collection[Attempt], over: Collection[Attempt]) -> None:
+        """The head dies under these attempts, the processes of some of which are over."""
+        self.orphans.update(set(running) - set(over))
+        self.bereaved.update(set(running) & set(over))
 
     def check_starts(self) -> None:
         """Every attempt goes on from all that was left when it began."""
@@ -52,39 +68,35 @@ class Work:
         for start in new:
             self.breach("work thrown away", start.step < start.left, str(start))
 
-    def replay(self, event: Row[Any]) -> None:
+    def replay(self, event: Event[Any]) -> None:
         """Count losses in a row as the job's history goes on."""
-        job = event.job_id
-        reason = json.loads(event.data).get("reason")
+        row, reason = self.rows[event.job_id], json.loads(event.data).get("reason")
+        what = f"job {event.job_id}, attempt {event.attempt}: {event.message}"
         if event.type == "requeued" and reason in LOSSES:
-            self._count(event)
-            losses = self.fruitless[job]
-            what = f"job {job}: a new attempt after {losses} losses without a new checkpoint"
-            self.breach("poison goes on", losses >= MAX_LOSSES, what)
+            self._count(event, row, own_word=reason == Reason.INTERRUPTED)
+            self.breach("poison goes on", row.surely >= MAX_LOSSES, f"{what}, {row}")
         elif event.type == "failed" and event.message.startswith(GIVEN_UP):
-            self._count(event)
-            losses = self.fruitless[job]
-            what = f"job {job}: after {losses} such losses: {event.message}"
-            self.breach("given up too early", losses < MAX_LOSSES, what)
-            self.given_up.add(job)
-        elif self._ends_the_row(event, reason):
-            self.fruitless[job] = 0
+            self._count(event, row, own_word=reason == Reason.INTERRUPTED)
+            self.breach("given up too early", row.perhaps < MAX_LOSSES, f"{what}, {row}")
+            self.given_up.add(event.job_id)
+        elif event.type == "requeued" and reason == Reason.PAUSED:
+            row.surely = 0  # it goes on by a user's word
+        elif event.type in ENDS_THE_ROW or (event.type == "paused" and self._gained(event)):
+            row.surely = row.perhaps = 0
 
-    def _ends_the_row(self, event: Row[Any], reason: str | None) -> bool:
-        """A user's retry, an error, or a pause with something gained; not to be resumed alone."""
-        match event.type:
-            case "retry-requested" | "retry-failed":
-                return True
-            case "requeued":
-                return reason != Reason.PAUSED
-            case "paused":
-                return (event.job_id, event.attempt) in self.workers.gains
-            case _:
-                return False
-
-    def _count(self, event: Row[Any]) -> None:
+    def _count(self, event: Event[Any], row: Row, own_word: bool) -> None:
+        """Count one; `own_word` where the attempt itself has said that a signal ended it."""
         attempt = (event.job_id, event.attempt)
-        if attempt in self.head_lost:
-            return
-        fruitless = 0 if attempt in self.workers.gains else self.fruitless[event.job_id] + 1
-        self.fruitless[event.job_id] = fruitless
+        orphan, gained = attempt in self.orphans, self._gained(event)
+        nobody_knows = attempt in self.bereaved or (orphan and own_word)
+        if gained:
+            row.surely = 0
+            row.perhaps = row.perhaps if orphan or nobody_knows else 0
+        elif nobody_knows:
+            row.perhaps += 1
+        elif not orphan:
+            row.surely += 1
+            row.perhaps += 1
+
+    def _gained(self, event: Event[Any]) -> bool:
+        return (event.job_id, event.attempt) in self.workers.gains

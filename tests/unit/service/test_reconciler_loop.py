@@ -661,7 +661,7 @@ def test_where_an_attempt_begins_is_history(world: World) -> None:
     events = [e for e in world.store.events(job_id) if e.type == "resumed"]
     assert [e.data["step"] for e in events] == [40]
     assert events[0].message == (
-        "goes on from step 40, epoch 2 (attempt 1); 1 damaged checkpoint skipped"
+        "goes on from step 40, epoch 2 (attempt 1); 1 checkpoint passed over"
     )
 
 
