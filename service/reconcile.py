@@ -76,7 +76,7 @@ class Seen:
     progress: Progress | None = None
     """What the worker last told of itself."""
     has_checkpoint: bool = False
-    """Whether this attempt, or a trial in it, has left a checkpoint of its own."""
+    """Whether this attempt, or a trial in it, has left a checkpoint beyond where it began."""
     watched_s: float = math.inf
     """For how long this control plane has looked at all: after its start nothing is declared dead
     before Ray has been asked twice."""
@@ -192,7 +192,7 @@ def reconcile_waiting(job: Job, obstacle: str, now: float) -> Action:
             return Nothing()
         return Finish(State.PAUSED, Reason.PAUSED, "paused before it ran")
     if job.state is State.PAUSED:
-        return Requeue(Reason.PAUSED, "resumed", 0.0, job.errors, job.losses)
+        return Requeue(Reason.PAUSED, "resumed", 0.0, job.errors, 0)
     if job.not_before is not None and now < job.not_before <= now + MAX_BACKOFF_S:
         return Wait(BACKS_OFF)
     return Wait(obstacle) if obstacle else Dispatch()
@@ -377,14 +377,14 @@ def _after_loss(job: Job, attempt: Attempt, seen: Seen, reason: Reason, evidence
         return Finish(State.PAUSED, Reason.PAUSED, evidence)
     if _session_lost(attempt, seen):  # the head's death is nobody's fault
         return Requeue(reason, evidence, 0.0, job.errors, job.losses)
-    losses = 1 if seen.has_checkpoint else job.losses + 1
+    losses = 0 if seen.has_checkpoint else job.losses + 1
     if losses >= MAX_LOSSES:
         return Finish(
             State.FAILED,
             reason,
             f"lost {losses} times in a row without a new checkpoint; the last time: {evidence}",
         )
-    delay = 0.0 if losses == 1 else min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (losses - 2))
+    delay = 0.0 if losses <= 1 else min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (losses - 2))
     return Requeue(reason, evidence, delay, job.errors, losses)
 
 

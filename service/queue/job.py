@@ -122,6 +122,7 @@ class Job:
     losses: int = 0
     """Attempts lost to the infrastructure since the last one that made progress."""
     experiment_id: str | None = None
+    """MLflow's; empty while a run is being made, so that none is forgotten."""
     run_id: str | None = None
     run_closed: bool = False
     """Whether MLflow's run is known to carry the final status."""

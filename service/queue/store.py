@@ -185,7 +185,7 @@ class Store:
 
     def deleted(self, limit: int = 50) -> Sequence[str]:
         """Jobs that are to be forgotten and of whose end MLflow knows, by their ids."""
-        told = or_(jobs.c.run_closed, jobs.c.run_id.is_(None))
+        told = or_(jobs.c.run_closed, jobs.c.experiment_id.is_(None))
         asked = and_(NOT_RUN, jobs.c.desired == Desired.DELETE)
         query = select(jobs.c.id).where(asked, told).limit(limit)
         return [row.id for row in self._rows(query)]

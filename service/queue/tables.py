@@ -35,8 +35,8 @@ metadata = MetaData(
 NOT_RUN = text("desired <> 'run'")
 """Said word by word as in the index of these few jobs: a parameter would hide that it serves."""
 
-UNCLOSED = text("NOT run_closed AND run_id IS NOT NULL")
-"""Likewise: jobs whose runs in MLflow are open."""
+UNCLOSED = text("NOT run_closed AND experiment_id IS NOT NULL")
+"""Likewise: jobs whose runs in MLflow are open, or may be."""
 
 jobs = Table(
     "jobs",

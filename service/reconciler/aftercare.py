@@ -55,6 +55,9 @@ class Aftercare:
 
     def _close(self, job: Job) -> None:
         prune(self._parts.settings.storage_root, job)
+        if job.run_id is None:  # somebody died while it was made: it is found, or made now
+            experiment_id, run_id = self._parts.runs.ensure(job)
+            job = self._parts.store.update(job, experiment_id=experiment_id, run_id=run_id)
         folder = self._parts.folder(job) if job.attempt else None
         if self._parts.runs.close(job, folder):
             self._parts.store.update(job, run_closed=True)

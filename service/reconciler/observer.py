@@ -22,8 +22,6 @@ from workers.trials import read_trials
 
 SILENT_S = 3.0
 """A worker tells of itself about once a second. Its processes are looked for when it does not."""
-OWN = ("step-*.pt.json", "last.pt.json")
-"""Checkpoints that an attempt makes itself; the best one it takes over from the one before."""
 MAINS = ("worker", "driver")
 """Roles of the process that Ray starts for an attempt."""
 
@@ -86,16 +84,39 @@ class Observer:
         """
         folder = self._parts.folder(job)
         if job.kind is Kind.TRAIN:
-            return _any_of(OWN, folder.checkpoints)
-        of_trials = [f"trials/*/{job.attempt}/checkpoints/{name}" for name in OWN]
-        return _any_of(of_trials, folder.path.parent) or any(
+            assert job.current is not None
+            return _gained(folder.checkpoints, job.current.resumed_step or 0)
+        trials = folder.path.parent.glob(f"trials/*/{job.attempt}/checkpoints")
+        of_trials = (_gained(each, _newest_step_before(each.parent)) for each in trials)
+        return any(of_trials) or any(
             trial.attempt == job.attempt and trial.state.ended
             for trial in read_trials(folder).trials.values()
         )
 
 
-def _any_of(patterns: Iterable[str], folder: Path) -> bool:
-    return any(True for pattern in patterns for _ in folder.glob(pattern))
+def _gained(checkpoints: Path, begun_at: int) -> bool:
+    """Whether there is one beyond the step at which the attempt began.
+
+    The best one does not count, since it is taken over from the attempt before; the last one is
+    made when all is trained.
+    """
+    return _newest_step(checkpoints) > begun_at or (checkpoints / "last.pt.json").exists()
+
+
+def _newest_step(checkpoints: Path) -> int:
+    names = (path.name for path in checkpoints.glob("step-*.pt.json"))
+    steps = (name.removeprefix("step-").removesuffix(".pt.json") for name in names)
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def _newest_step_before(attempt: Path) -> int:
+    """Of a trial: the newest step that its earlier attempts left."""
+    earlier = [
+        path
+        for path in attempt.parent.iterdir()
+        if path.name.isdecimal() and int(path.name) < int(attempt.name)
+    ]
+    return max((_newest_step(path / "checkpoints") for path in earlier), default=0)
 
 
 def _processes(folder: AttemptFolder) -> decide.Processes:

@@ -94,6 +94,8 @@ class WaitingJobs:
             if problem := self._mlflow_is_away():
                 self._wait(job, problem)
                 return
+            if job.experiment_id is None:
+                job = self._parts.store.update(job, experiment_id="")
             try:
                 experiment_id, run_id = self._parts.runs.ensure(job)
             except TrackingUnavailableError as error:

@@ -38,12 +38,7 @@ def one_word_of_ray_is_enough(patch: Patch) -> None:
 
 def no_session_of_the_attempt(patch: Patch) -> None:
     """What a dead head may have started is submitted again to the next one."""
-    begin = queue.Store.start_attempt
-
-    def without(store: queue.Store, job: Job, event: Any, session: str | None = None) -> Job:
-        return begin(store, job, event, None)
-
-    patch.setattr(queue.Store, "start_attempt", without)
+    patch.setattr(decide, "_session_lost", lambda attempt, seen: False)
 
 
 def no_compare_and_set(patch: Patch) -> None:
@@ -143,7 +138,7 @@ def deleted_before_it_is_closed(patch: Patch) -> None:
     [
         (no_proof_after_the_heads_death, "overlap|two may commit|alive after"),
         (one_word_of_ray_is_enough, "overlap|two may commit|alive after"),
-        (no_session_of_the_attempt, "overlap|two may commit|alive after"),
+        (no_session_of_the_attempt, "overlap|two may commit|alive after|given up too early"),
         (no_compare_and_set, "stale|twice|double|changed after|without an event"),
         (results_of_any_attempt, "stale commit|alive after"),
         (lost_jobs_are_not_looked_at, "stuck"),

@@ -154,6 +154,17 @@ def test_a_deleted_job_waits_until_mlflow_knows_of_its_end(world: Simulation) ->
     assert not (world.fakes.storage / "jobs" / job).exists()
 
 
+@pytest.mark.parametrize("point", range(1, 12))
+def test_a_run_is_closed_wherever_its_maker_was_killed(world: Simulation, point: int) -> None:
+    """Also where it was made, its id was not noted, and the job came to its end before it ran."""
+    job = world.submit()
+    assert job is not None
+    world.tick(kill_at=point)
+    world.cancel(job)
+    assert world.settle() == 0
+    assert world.books.runs_of(job) in ([], ["KILLED"])
+
+
 @pytest.mark.parametrize("moment", ["backing off", "asked to leave", "head lost", "worker lost"])
 def test_a_clock_set_back_holds_nobody_up(world: Simulation, moment: str) -> None:
     """Times of before, which lie in the future now, count as now."""

@@ -38,7 +38,7 @@ def upgrade() -> None:
     op.create_index("ix_jobs_queue", "jobs", ["state", sa.text("priority DESC"), "id"])
     few = sa.text("desired <> 'run'")
     op.create_index("ix_jobs_not_run", "jobs", ["id"], sqlite_where=few, postgresql_where=few)
-    few = sa.text("NOT run_closed AND run_id IS NOT NULL")
+    few = sa.text("NOT run_closed AND experiment_id IS NOT NULL")
     op.create_index("ix_jobs_unclosed", "jobs", ["id"], sqlite_where=few, postgresql_where=few)
     op.create_index("ix_jobs_state_id", "jobs", ["state", "id"])
     op.create_table(

@@ -118,7 +118,7 @@ WAITING = [
         State.PAUSED,
         {"errors": 2, "losses": 1},
         "",
-        Requeue(Reason.PAUSED, "resumed", 0.0, 2, 1),
+        Requeue(Reason.PAUSED, "resumed", 0.0, 2, 0),
         id="resumed",
     ),
 ]
@@ -505,7 +505,7 @@ def test_an_error_that_would_come_again_is_not_retried(reason: Reason) -> None:
 LOSSES = [
     (0, False, Requeue(Reason.WORKER_LOST, "", 0.0, 1, 1)),
     (1, False, Requeue(Reason.WORKER_LOST, "", BACKOFF_S, 1, 2)),
-    (2, True, Requeue(Reason.WORKER_LOST, "", 0.0, 1, 1)),
+    (2, True, Requeue(Reason.WORKER_LOST, "", 0.0, 1, 0)),
 ]
 
 
