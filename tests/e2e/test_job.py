@@ -10,7 +10,7 @@ from capsmodel.config import Mnist5kConfig
 from capsmodel.datasets import load_dataset
 from capsmodel.model import build_model
 from service.api.views import JobView
-from service.client import CapsClient
+from service.client import ApiError, CapsClient
 from service.queue.job import State
 from support.stack import ENDLESS, TINY, Stack, until
 from workers.specs import TrainSpec
@@ -143,12 +143,12 @@ def test_missing_data_fails_with_a_reason_and_a_hint(client: CapsClient) -> None
     assert "CAPS_DATA_DIR" in job.hint
 
 
-def test_a_job_that_can_not_fit_says_why(client: CapsClient) -> None:
-    job = client.submit(TINY | {"resources": {"cpus_per_worker": 64}})
-    until(lambda: client.job(job.id).waiting_reason, 10, "a reason")
-    assert "needs 64 CPUs" in (client.job(job.id).waiting_reason or "")
-    client.cancel(job.id)
-    assert client.wait(job.id, timeout=10).state is State.CANCELLED
+def test_a_job_that_can_never_fit_is_refused(client: CapsClient) -> None:
+    with pytest.raises(ApiError) as refused:
+        client.submit(TINY | {"resources": {"cpus_per_worker": 64}})
+    (wrong,) = refused.value.errors
+    assert (wrong.pointer, wrong.value) == ("/resources/cpus_per_worker", 64)
+    assert "CAPS_ELASTIC" in (refused.value.hint or "")
 
 
 def test_a_deadline_stops_a_job(client: CapsClient) -> None:
