@@ -29,6 +29,8 @@ def cpu_model() -> str:
 
 
 def file_name(machine: dict[str, Any]) -> str:
-    """Begins the names of a machine's results."""
-    name = f"{machine['device']} {machine['threads']} threads"
+    """Name of a machine's results, without an ending; a CPU's tells the threads."""
+    name = machine["device"]
+    if machine.get("kind", "cpu") == "cpu":
+        name += f" {machine['threads']} threads"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

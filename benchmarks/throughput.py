@@ -15,7 +15,8 @@ import torch
 
 from benchmarks.contenders import CONTENDERS, Precision
 from benchmarks.lane import PHASES, Lane
-from benchmarks.throughput_report import Report, describe_machine, file_name
+from benchmarks.machine import file_name
+from benchmarks.throughput_report import Report, describe_machine
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RESULTS = Path(__file__).with_name("results")
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the results, and print the table."""
     options = parse_options(arguments)
     report = measure(options)
-    path = options.output or RESULTS / file_name(report.machine)
+    path = options.output or RESULTS / f"{file_name(report.machine)}.json"
     report.write(path)
     print(f"\n{report.markdown()}\nwritten: {path} and {path.with_suffix('.md').name}")
 

@@ -1,17 +1,15 @@
 """What `throughput` found: as JSON with every figure, and as a table in Markdown."""
 
 import json
-import os
-import platform
-import re
 import statistics
-import sys
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.machine import cpu_model
+from benchmarks.machine import describe_machine as describe_host
 
 
 @dataclass(frozen=True)
@@ -143,27 +141,9 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
         "kind": device.type,
+        **describe_host(),
         "device": torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_gpu else None,
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "load": round(os.getloadavg()[0], 1),
-        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-
-
-def cpu_model() -> str:
-    """The CPU's name as Linux tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def file_name(machine: dict[str, Any]) -> str:
-    """Name of the JSON file of a machine's results; a CPU's tells the threads."""
-    name = machine["device"]
-    if machine["kind"] == "cpu":
-        name += f" {machine['threads']} threads"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"

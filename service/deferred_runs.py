@@ -4,7 +4,6 @@ MLflow's package takes longer to load than all the rest of the control plane. Th
 that, so a control plane that was killed is back sooner.
 """
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import httpx
@@ -25,12 +24,7 @@ class DeferredRuns:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-
-    @cached_property
-    def _runs(self) -> "MlflowRuns":
-        from service.runs import MlflowRuns
-
-        return MlflowRuns(self.uri)
+        self._loaded: MlflowRuns | None = None
 
     def ping(self) -> None:
         """Raises TrackingUnavailableError unless the server answers."""
@@ -38,15 +32,19 @@ class DeferredRuns:
 
     def ensure(self, job: Job) -> tuple[str, str]:
         """The job's (experiment id, run id). Raises TrackingUnavailableError."""
-        if "_runs" not in self.__dict__:
-            self.ping()  # nothing is loaded for a server that is away
-        return self._runs.ensure(job)
+        return self._runs().ensure(job)
 
     def close(self, job: Job, folder: AttemptFolder | None) -> bool:
         """False while there is more to do. Raises TrackingUnavailableError."""
-        if "_runs" not in self.__dict__:
-            self.ping()
-        return self._runs.close(job, folder)
+        return self._runs().close(job, folder)
+
+    def _runs(self) -> "MlflowRuns":
+        if self._loaded is None:
+            self.ping()  # nothing is loaded for a server that is away
+            from service.runs import MlflowRuns
+
+            self._loaded = MlflowRuns(self.uri)
+        return self._loaded
 
 
 def ping(uri: str) -> None:

@@ -436,10 +436,6 @@ class AttemptFolder:
         """
         return self._read("result.json", Result)
 
-    def result_written_at(self) -> float | None:
-        """When the worker ended by itself, in seconds since 1970."""
-        return _modified(self.path / "result.json")
-
     def _write(self, name: str, document: BaseModel) -> None:
         write_atomic(self.path / name, document.model_dump_json(indent=2).encode())
 

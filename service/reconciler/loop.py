@@ -25,9 +25,8 @@ logger = logging.getLogger(__name__)
 
 BREATH_S = 0.25
 """Between two ticks at least: of a hundred submissions a second each wakes the loop."""
-
-
 TELL_AFTER_S = 30.0
+"""A replica that is kept from ticking for so long says so in its log."""
 
 
 class ReconcilerLoop:

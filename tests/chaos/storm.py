@@ -5,9 +5,10 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,11 @@ class Storm:
             with self.stack.client() as client:
                 for mix in MIX:
                     self.stream.submit(client, mix.kind, mix.spec)
+            hit: set[tuple[str, int]] = set()
             for volley in volleys:
-                until(self._training, TRAINING_S, "both jobs to train")
+                until(partial(self._training, hit), TRAINING_S, "both jobs to train")
                 for kind in volley:
-                    self.blow(kind)
-                time.sleep(1.0)
+                    hit |= {(each.job, each.attempt) for each in self.blow(kind).hits}
             verdicts.append(self.settle())
         return verdicts[0]
 
@@ -210,8 +211,9 @@ class Storm:
     def _up(self) -> None:
         self.stack.up("--cpus", str(CPUS))
 
-    def _training(self) -> bool:
-        return len(self.killer.training()) >= 2
+    def _training(self, but: Set[tuple[str, int]] = frozenset()) -> bool:
+        """Whether two jobs train, in attempts that were not hit."""
+        return len(self.killer.training() - but) >= 2
 
     def _submit_search(self) -> None:
         with self.stack.client() as client:

@@ -1,11 +1,11 @@
 """Jobs that come, are steered and go, for as long as the storm lasts."""
 
 import random
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from chaos.aside import Aside
 from service.client import ApiError, CapsClient
 from support.stack import TINY
 
@@ -58,10 +58,11 @@ class Mix:
     at_once: int
 
 
-class Stream:
+class Stream(Aside):
     """A user who always has some jobs in the queue, and changes his mind now and then."""
 
     def __init__(self, client: Callable[[], CapsClient], seed: int, mix: list[Mix]) -> None:
+        super().__init__("stream", BETWEEN_S)
         self._new_client = client
         self._chance = random.Random(seed)
         self._mix = mix
@@ -70,21 +71,6 @@ class Stream:
         """Of submissions that were answered, or may have been: no more jobs than these exist."""
         self.unanswered = 0
         """Calls that got no answer, and were asked again."""
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stream")
-        self.error: BaseException | None = None
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Submit and ask no more."""
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        if self.error is not None:
-            raise self.error
 
     def submit(self, client: CapsClient, kind: str, spec: dict[str, Any]) -> str:
         """Submit until there is an answer, always with the same key."""
@@ -105,19 +91,16 @@ class Stream:
             self.accepted[job] = Accepted(job, kind)
             return job
 
-    def _run(self) -> None:
-        try:
-            with self._new_client() as client:
-                while not self._ended.wait(BETWEEN_S):
-                    try:
-                        self._top_up(client)
-                        self._steer(client)
-                    except ApiError as error:
-                        if not error.passing:
-                            raise
-                        self.unanswered += 1
-        except BaseException as error:  # told by `stop`
-            self.error = error
+    def look(self) -> None:
+        """Submit what is missing, and change one's mind perhaps."""
+        with self._new_client() as client:
+            try:
+                self._top_up(client)
+                self._steer(client)
+            except ApiError as error:
+                if not error.passing:
+                    raise
+                self.unanswered += 1
 
     def _top_up(self, client: CapsClient) -> None:
         there = [self.accepted[j.id].kind for j in client.jobs(states=ACTIVE)]

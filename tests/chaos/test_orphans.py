@@ -26,6 +26,8 @@ AT_ONCE_S = 8.0
 """For what needs no timeout: a closed socket, or a dead parent. Some 1.5 s where nothing else
 runs."""
 FROZEN_S = 40.0
+AFTERWARDS_S = 10.0
+"""Time for whoever would notice the silence too late."""
 
 
 @pytest.fixture
@@ -100,6 +102,6 @@ def test_a_frozen_head_is_the_same_session_and_costs_nobody_his_life(home: Path)
         time.sleep(FROZEN_S)
         for process in frozen:
             process.resume()
-        time.sleep(10.0)
+        time.sleep(AFTERWARDS_S)
         assert nodes.session() == before
         assert not any(gone(process) for found in jobs.values() for process in found)

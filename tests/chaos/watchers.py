@@ -1,11 +1,11 @@
 """Onlookers: do two attempts of a job ever live at once, and when does the API answer again?"""
 
-import threading
 import time
 from collections.abc import Callable
 
 import httpx
 
+from chaos.aside import Aside
 from chaos.kills import current_attempts
 from support.stack import Stack
 from workers.liveness import living
@@ -14,38 +14,18 @@ LOOK_EVERY_S = 0.3
 ASK_EVERY_S = 0.02
 
 
-class Overlap:
+class Overlap(Aside):
     """Looks for jobs with living processes of two attempts; there must never be any."""
 
     def __init__(self, stack: Stack) -> None:
+        super().__init__("overlap", LOOK_EVERY_S)
         self._stack = stack
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="overlap")
         self.found: set[str] = set()
         self.looks = 0
-        self.error: BaseException | None = None
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End."""
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        if self.error is not None:
-            raise self.error
-
-    def _run(self) -> None:
-        try:
-            while not self._ended.wait(LOOK_EVERY_S):
-                self._look()
-                self.looks += 1
-        except BaseException as error:  # told by `stop`
-            self.error = error
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look at every job once."""
+        self.looks += 1
         for newest in current_attempts(self._stack):
             if newest.path.name == "1" or not (new := living(newest.processes())):
                 continue

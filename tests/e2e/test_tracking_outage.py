@@ -178,7 +178,8 @@ def test_the_control_plane_sends_what_a_killed_worker_left(
     try:
         until(lambda: len(server.points(run_of(job))) > 0, 60, "MLflow has points")
         server.freeze()
-        time.sleep(2)
+        wrote = len(spooled(folder))
+        until(lambda: len(spooled(folder)) > wrote + 100, 30, "points that can't be sent")
         family = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children()]
     finally:
         worker.kill()

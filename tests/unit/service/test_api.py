@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,37 +12,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from service.api.promotion import Promotion
-from service.api.views import EventPage, JobPage, JobView, Problem, ReadyView
+from service.api.views import EventPage, JobPage, JobView, ReadyView
 from service.errors import ClusterUnavailableError
 from service.queue.job import State
 from service.queue.store import NewEvent
+from support.api import refused, submit
 from workers.attempt import AttemptFolder, Progress, Result, write_atomic
 from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
 
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture
-def http(api: Any) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=api.url, timeout=10) as client:
-        yield client
-
-
-def submit(http: httpx.Client, **fields: Any) -> str:
-    answer = http.post("/v1/jobs", json=fields)
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["id"])
-
-
-def refused(answer: httpx.Response, status: int) -> Problem:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = Problem.model_validate_json(answer.content)
-    assert problem.status == status
-    assert problem.request_id == answer.headers["x-request-id"]
-    assert "Traceback" not in answer.text
-    return problem
 
 
 # --------------------------------------------------------------------------- submit and look

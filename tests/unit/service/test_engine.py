@@ -177,9 +177,9 @@ def test_a_connection_that_was_cut_is_replaced(engine: Engine) -> None:
         own = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     other = create_engine(engine.url, isolation_level="AUTOCOMMIT")
     with other.connect() as connection:
-        connection.execute(text(f"SELECT pg_terminate_backend({own})"))
+        # The second argument has it wait until that one is gone.
+        assert connection.execute(text(f"SELECT pg_terminate_backend({own}, 5000)")).scalar_one()
     other.dispose()
-    time.sleep(0.1)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != own
 

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,9 +17,10 @@ from service.api.search_views import (
     TrialPage,
     TrialView,
 )
-from service.api.views import JobView, Problem
+from service.api.views import JobView
 from service.queue.job import State
 from service.queue.store import NewEvent
+from support.api import refused
 from support.searches import RATES, SEARCH, start, trials, write_trials
 from workers.attempt import AttemptFolder, Progress, TrialCounts, write_atomic
 from workers.search_preview import SearchPreview
@@ -30,12 +30,6 @@ from workers.trials import Report, Trial, TrialState, TrialTable, TrialWriter, t
 
 JSON = {"Content-Type": "application/json"}
 STARTED = NewEvent("started", "started")
-
-
-@pytest.fixture
-def http(api: Any) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=api.url, timeout=10) as client:
-        yield client
 
 
 def submit(http: httpx.Client, **fields: Any) -> str:
@@ -59,12 +53,6 @@ def numbers(http: httpx.Client, search: str, **query: Any) -> list[int]:
     answer = http.get(f"/v1/searches/{search}/trials", params=query)
     assert answer.status_code == 200, answer.text
     return [trial["number"] for trial in answer.json()["trials"]]
-
-
-def refused(answer: httpx.Response, status: int) -> Problem:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    return Problem.model_validate_json(answer.content)
 
 
 # ---------------------------------------------------------------------------- submit and look

@@ -9,31 +9,20 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from service.api.views import Problem
 from service.app import create_app
 from service.capacity import Capacity
 from service.cluster import Node
 from service.queue.job import State
 from service.settings import Settings
+from support.api import refused
 from support.searches import SEARCH, start, write_trials
 from workers.attempt import AttemptFolder
 
 REPLAYED = "idempotent-replayed"
 
 
-@pytest.fixture
-def http(api: Any) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=api.url, timeout=10) as client:
-        yield client
-
-
 def sent(http: Any, key: str, path: str = "/v1/jobs", **fields: Any) -> Any:
     return http.post(path, json=fields, headers={"Idempotency-Key": key})
-
-
-def refused(answer: Any, status: int) -> Problem:
-    assert answer.status_code == status, answer.text
-    return Problem.model_validate_json(answer.content)
 
 
 # --------------------------------------------------------------------------------- keys

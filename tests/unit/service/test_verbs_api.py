@@ -1,31 +1,19 @@
 """Pause, resume, retry, delete and the attempts over a real socket, for jobs and for searches."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from service.api.search_views import SearchView
-from service.api.views import AttemptPage, JobView, Problem
+from service.api.views import AttemptPage, JobView
 from service.queue.job import Desired, State
 from service.queue.store import NewEvent
+from support.api import refused, submit
 from support.searches import SEARCH, start, write_trials
 from workers.attempt import AttemptFolder, Reason, write_atomic
 
 STARTED = NewEvent("started", "attempt 1")
-
-
-@pytest.fixture
-def http(api: Any) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=api.url, timeout=10) as client:
-        yield client
-
-
-def submit(http: httpx.Client, **fields: Any) -> str:
-    answer = http.post("/v1/jobs", json=fields)
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["id"])
 
 
 def running(http: httpx.Client, api: Any) -> str:
@@ -36,11 +24,6 @@ def running(http: httpx.Client, api: Any) -> str:
 def end(api: Any, job_id: str, state: State, **changes: Any) -> None:
     changes = {"finished_at": api.store.now()} | changes
     api.store.update(api.store.get(job_id), state=state, **changes)
-
-
-def refused(answer: httpx.Response, status: int) -> Problem:
-    assert answer.status_code == status, answer.text
-    return Problem.model_validate_json(answer.content)
 
 
 def test_links_lead_to_all_that_can_be_asked_of_a_job(http: httpx.Client) -> None:
