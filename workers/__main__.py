@@ -87,14 +87,10 @@ def _run(folder: AttemptFolder, attempt: AnyAttempt, stop: StopSignal) -> Result
         evidence = str(error)[:1000]
         return Result(outcome="interrupted", reason=reason_of_ray(evidence), evidence=evidence)
     except Exception as error:
-        from workers.failures import classify
+        from workers.failures import failed
 
         traceback.print_exc()
-        return Result(
-            outcome="failed",
-            reason=classify(error),
-            evidence=f"{type(error).__name__}: {error}"[:1000],
-        )
+        return failed(error, f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which of the closed set of reasons an exception stands for."""
+"""What an exception leaves: a failed result, with one of the closed set of reasons."""
 
 import torch
 
@@ -7,7 +7,9 @@ from capsmodel.datasets import DataCorruptError, DataMissingError
 from capsmodel.distributed import RankFailedError
 from capsmodel.divergence import DivergedError
 from capsmodel.training_state import IncompatibleStateError
-from workers.attempt import Reason, VersionMismatchError
+from workers.attempt import Reason, Result, VersionMismatchError
+
+_TRACKING = "MLflow: "
 
 
 class StorageDiffersError(RuntimeError):
@@ -40,3 +42,26 @@ def classify(error: BaseException) -> Reason:
     if isinstance(error, RuntimeError) and "gloo/transport" in str(error):
         return Reason.WORKER_LOST  # nor have the connections between workers
     return Reason.ERROR
+
+
+def note_tracking(error: BaseException, said: str) -> None:
+    """Let an exception carry what MLflow did not get before it; the traceback tells it too.
+
+    Args:
+        error: What ends the attempt.
+        said: `complete`, or what could not be written.
+    """
+    if said != "complete":
+        error.add_note(_TRACKING + said)
+
+
+def failed(error: BaseException, evidence: str) -> Result:
+    """The result of an attempt that an exception has ended."""
+    notes = getattr(error, "__notes__", [])
+    said = [note.removeprefix(_TRACKING) for note in notes if note.startswith(_TRACKING)]
+    return Result(
+        outcome="failed",
+        reason=classify(error),
+        evidence=evidence[:1000],
+        tracking=said[-1] if said else "complete",
+    )

@@ -126,13 +126,11 @@ def worker(folder: AttemptFolder, whole: AttemptFolder, role: str = "") -> Itera
         _choose_gpu()
         yield rank
     except Exception as error:
-        from workers.failures import classify
+        from workers.failures import failed
 
         traceback.print_exc()
         evidence = f"worker {rank}: {type(error).__name__}: {_first_line(error)}"
-        folder.write_outcome(
-            rank, Result(outcome="failed", reason=classify(error), evidence=evidence)
-        )
+        folder.write_outcome(rank, failed(error, evidence))
         raise
 
 
@@ -172,16 +170,25 @@ class Relay:
 def _failure(folder: AttemptFolder, workers: int, error: Exception) -> Result:
     """What went wrong: the most telling of the workers' errors, else that one of them is gone."""
     outcomes = {rank: folder.read_outcome(rank) for rank in range(workers)}
-    failed = [found for found in outcomes.values() if found and found.outcome == "failed"]
+    failures = [found for found in outcomes.values() if found and found.outcome == "failed"]
+    # Only the first worker writes to MLflow.
+    first = outcomes[0]
+    tracking = first.tracking if first else "incomplete: the first worker left no word of it"
     # An error of one worker takes the others down: theirs only say that somebody is gone.
-    own = [found for found in failed if found.reason is not Reason.WORKER_LOST]
+    own = [found for found in failures if found.reason is not Reason.WORKER_LOST]
     if own:
-        return next((found for found in own if found.reason is not Reason.ERROR), own[0])
+        telling = next((found for found in own if found.reason is not Reason.ERROR), own[0])
+        return telling.model_copy(update={"tracking": tracking})
     silent = [rank for rank, found in outcomes.items() if found is None]
     gone = f"worker {silent[0]}" if len(silent) == 1 else "a worker"
-    said = failed[0].evidence if failed else str(error).replace("\n", " ")
+    said = failures[0].evidence if failures else str(error).replace("\n", " ")
     evidence = f"{gone} of {workers} died; {said}"[:1000]
-    return Result(outcome="interrupted", reason=reason_of_ray(str(error)), evidence=evidence)
+    return Result(
+        outcome="interrupted",
+        reason=reason_of_ray(str(error)),
+        evidence=evidence,
+        tracking=tracking,
+    )
 
 
 def _first_line(error: BaseException) -> str:

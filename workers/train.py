@@ -14,6 +14,7 @@ from capsmodel.training import TrainingOutcome
 from workers import uploads
 from workers.attempt import Attempt, AttemptFolder, Kept, Reason, Result
 from workers.course import Course, Setting, Telemetry, prepare_device, wait_for_all
+from workers.failures import note_tracking
 from workers.reporter import measures_of
 from workers.spool import Spool
 from workers.stop import StopFlag
@@ -43,10 +44,10 @@ def lead(folder: AttemptFolder, attempt: Attempt, stop: StopFlag) -> Result:
     tracker.start()
     try:
         result = _train(folder, attempt, stop, tracker)
-    except BaseException:
+    except BaseException as error:
         if not folder.superseded():  # the run belongs to the later attempt
             tracker.submit("end of the run", uploads.end("FAILED"))
-        tracker.finish(PATIENCE_STOPPED_S)
+        note_tracking(error, tracker.finish(PATIENCE_STOPPED_S))
         raise
     done = result.outcome == "succeeded"
     patience, hurry = (PATIENCE_DONE_S, stop.cause) if done else (PATIENCE_STOPPED_S, never)

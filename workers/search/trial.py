@@ -27,7 +27,7 @@ from capsmodel.metrics import EpochMetrics
 from capsmodel.training import Trainer, TrainingOutcome
 from workers.attempt import AttemptFolder, Kept, Reason, Result, SearchAttempt
 from workers.course import Course, Setting, own_checkpoints, prepare_device
-from workers.failures import classify
+from workers.failures import failed
 from workers.reporter import epoch_metrics
 from workers.search.book import finite
 from workers.search.trainable import EPOCH, Tell, TrialOrder, WorkersLostError
@@ -68,8 +68,7 @@ def perform(order: TrialOrder, storage: Path, tell: Tell) -> None:
         raise
     except Exception as error:
         traceback.print_exc()
-        evidence = f"{type(error).__name__}: {error}"[:1000]
-        folder.write_result(Result(outcome="failed", reason=classify(error), evidence=evidence))
+        folder.write_result(failed(error, f"{type(error).__name__}: {error}"))
         return
     folder.write_result(result)
     if result.outcome == "succeeded":  # from here on nobody goes on from another checkpoint

@@ -9,7 +9,7 @@ from capsmodel.distributed import RankFailedError
 from capsmodel.divergence import DivergedError
 from capsmodel.training_state import IncompatibleStateError
 from workers.attempt import Reason
-from workers.failures import classify
+from workers.failures import classify, failed, note_tracking
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,14 @@ def test_the_real_failure_to_allocate_is_known() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert classify(caught.value) is Reason.OUT_OF_MEMORY
+
+
+def test_a_failed_result_says_what_mlflow_lacks() -> None:
+    error = KeyError("x")
+    assert failed(error, "KeyError: 'x'").tracking == "complete"
+    note_tracking(error, "complete")
+    assert failed(error, "KeyError: 'x'").tracking == "complete"
+    note_tracking(error, "incomplete: 2 uploads are missing")
+    result = failed(error, "KeyError: 'x'")
+    assert (result.outcome, result.reason) == ("failed", Reason.ERROR)
+    assert result.tracking == "incomplete: 2 uploads are missing"

@@ -54,7 +54,18 @@ def test_a_known_reason_tells_more_than_an_error(folder: AttemptFolder) -> None:
 def test_of_errors_alike_the_first_workers_counts(folder: AttemptFolder) -> None:
     for rank in (1, 2):
         folder.write_outcome(rank, failed(rank, Reason.ERROR))
-    assert _failure(folder, 3, TRAIN) == failed(1, Reason.ERROR)
+    assert _failure(folder, 3, TRAIN).evidence == failed(1, Reason.ERROR).evidence
+
+
+def test_what_mlflow_lacks_is_the_first_workers_word(folder: AttemptFolder) -> None:
+    folder.write_outcome(1, failed(1, Reason.DIVERGED))
+    assert _failure(folder, 2, TRAIN).tracking == (
+        "incomplete: the first worker left no word of it"
+    )
+    lacking = failed(0, Reason.WORKER_LOST).model_copy(update={"tracking": "incomplete: 1 upload"})
+    folder.write_outcome(0, lacking)
+    found = _failure(folder, 2, TRAIN)
+    assert (found.reason, found.tracking) == (Reason.DIVERGED, "incomplete: 1 upload")
 
 
 def test_the_one_that_left_no_word_has_died(folder: AttemptFolder) -> None:
