@@ -1,6 +1,6 @@
 """What dies is survived: a worker, MLflow, the API, and `capsctl up` itself.
 
-What is marked long here has a short form in `tests/chaos` or `test_tracking_outage`.
+What is marked long here is done in passing in `tests/chaos` and `test_tracking_outage` as well.
 """
 
 import time
@@ -96,6 +96,7 @@ def test_a_killed_api_comes_back_and_the_job_goes_on(stack: Stack, client: CapsC
     assert job.attempt == 1
 
 
+@pytest.mark.long
 def test_a_killed_up_is_taken_over_by_the_next(stack: Stack) -> None:
     with stack.client() as client:
         job = submit_and_train(client)

@@ -13,7 +13,7 @@ from support.stack import TINY, Stack, until
 from workers.attempt import AttemptFolder
 from workers.trials import TrialState, TrialTable, read_trials
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 BASE = {key: value for key, value in TINY.items() if key not in ("name", "experiment")} | {
     "resources": {"cpus_per_worker": 1},
@@ -94,7 +94,7 @@ def check_runs(stack: Stack, search: SearchView, trials: int) -> None:
             assert len(set(steps)) == len(steps), (child.info.run_name, name)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, 3])
 def test_a_killed_driver_changes_nothing(stack: Stack, kills: int) -> None:
     expected = run(stack, GRID)
     search = run_killed(stack, GRID, kills)
@@ -111,7 +111,6 @@ def test_a_killed_driver_changes_nothing(stack: Stack, kills: int) -> None:
     check_runs(stack, search, 6)
 
 
-@pytest.mark.long
 def test_rungs_outlive_the_driver(stack: Stack) -> None:
     expected = run(stack, ASHA)
     search = run_killed(stack, ASHA, kills=2)
@@ -128,7 +127,6 @@ def test_rungs_outlive_the_driver(stack: Stack) -> None:
     check_runs(stack, search, 8)
 
 
-@pytest.mark.long
 def test_a_killed_trial_goes_on_and_one_killed_again_fails(
     stack: Stack, client: CapsClient
 ) -> None:
@@ -159,7 +157,6 @@ def test_a_killed_trial_goes_on_and_one_killed_again_fails(
     assert "resumed from" in client.trial_log(search.id, 1).text
 
 
-@pytest.mark.long
 def test_a_head_killed_changes_nothing(stack: Stack) -> None:
     expected = run(stack, GRID)
     with stack.client() as client:

@@ -130,6 +130,7 @@ def test_the_best_is_promoted_to_a_job(client: CapsClient, done: SearchView) -> 
     assert "test/accuracy" in job.result.metrics
 
 
+@pytest.mark.long
 def test_a_grid_gives_a_table_of_means_and_deviations(stack: Stack) -> None:
     search = run(stack, GRID)
     assert search.state is State.SUCCEEDED, search.evidence

@@ -45,6 +45,7 @@ def test_two_workers_learn_as_one_does(stack: Stack, client: CapsClient) -> None
     assert (folder / "log-rank-1.txt").exists()
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_an_attempt_and_nothing_else(
     stack: Stack, client: CapsClient
 ) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+QUICK = ("self-attention", "cross-entropy", "multimnist-cnn", "huggingface")
+"""Between them something of each part; the rest is marked long."""
+
+
 def specification(name: str) -> dict[str, Any]:
     """A job of one epoch with exactly 20 steps."""
     variant = VARIANTS[name]
@@ -100,18 +104,28 @@ def write_shapes(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ended(stack: Stack, mnist_folder: Path) -> Iterator[dict[str, JobView]]:
-    """All variants, submitted at once and waited for."""
+def end_of(stack: Stack, mnist_folder: Path) -> Callable[[str], JobView]:
+    """A variant's job at its end; the quick ones are submitted at once, and so are the others."""
     stack.provide("mnist", mnist_folder / "mnist")
     write_shapes(stack.data / "shapes")
-    with stack.client() as client:
-        jobs = {name: client.submit(specification(name)).id for name in VARIANTS}
-        yield {name: client.wait(job, timeout=270) for name, job in jobs.items()}
+    ended: dict[str, JobView] = {}
+
+    def wait_for(name: str) -> JobView:
+        if name not in ended:
+            group = [other for other in VARIANTS if (other in QUICK) == (name in QUICK)]
+            with stack.client() as client:
+                jobs = {each: client.submit(specification(each)).id for each in group}
+                ended.update({each: client.wait(job, timeout=270) for each, job in jobs.items()})
+        return ended[name]
+
+    return wait_for
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_trains_20_steps(client: CapsClient, ended: dict[str, JobView], name: str) -> None:
-    job = ended[name]
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.long) for n in VARIANTS]
+)
+def test_trains_20_steps(client: CapsClient, end_of: Callable[[str], JobView], name: str) -> None:
+    job = end_of(name)
     assert job.state is State.SUCCEEDED, f"{job.evidence}\n{client.logs(job.id).text}"
     assert job.progress is not None
     assert job.progress.step == STEPS
@@ -124,14 +138,15 @@ def test_trains_20_steps(client: CapsClient, ended: dict[str, JobView], name: st
     assert ("test/per_digit_accuracy" in metrics) == ("multimnist" in name)
 
 
-def test_the_overlap_of_the_test_pairs_is_told(ended: dict[str, JobView]) -> None:
+@pytest.mark.long
+def test_the_overlap_of_the_test_pairs_is_told(end_of: Callable[[str], JobView]) -> None:
     """72.6 % are expected of shifts of up to 4 pixels each way (section 6 of the paper)."""
-    result = ended["multimnist"].result
+    result = end_of("multimnist").result
     assert result is not None
     assert result.metrics["data/test_overlap"] == pytest.approx(0.726, abs=0.004)
 
 
-def test_twenty_steps_teach_bright_from_dark(ended: dict[str, JobView]) -> None:
-    result = ended["huggingface"].result
+def test_twenty_steps_teach_bright_from_dark(end_of: Callable[[str], JobView]) -> None:
+    result = end_of("huggingface").result
     assert result is not None
     assert (result.metrics["test/accuracy"] or 0) == 1.0
