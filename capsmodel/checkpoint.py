@@ -8,40 +8,45 @@ values only.
 
 import hashlib
 import io
-import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from capsmodel.sidecar import (
+    BEST,
+    LAST,
+    BadCheckpointError,
+    CheckpointInfo,
+    check_owner,
+    digest_of,
+    flush,
+    read_info,
+    read_own,
+    read_sidecar,
+    sidecar_of,
+    step_of,
+    temporary_name,
+    verify,
+    write_durably,
+    write_sidecar,
+)
+
+__all__ = [
+    "BadCheckpointError",
+    "CheckpointFolder",
+    "CheckpointInfo",
+    "load_checkpoint",
+    "read_info",
+    "save_checkpoint",
+]
+
 logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 2
-BEST = "best.pt"
-LAST = "last.pt"
-
-
-class BadCheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or not the one that was asked for."""
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """A checkpoint file and what identifies it."""
-
-    path: Path
-    sha256: str
-    epoch: int
-    """Completed epochs."""
-    step: int
-    """Completed steps."""
-    owner: str | None = None
-    """Which training it belongs to; None where nobody said so."""
 
 
 def save_checkpoint(
@@ -61,8 +66,8 @@ def save_checkpoint(
     content = buffer.getvalue()
     info = CheckpointInfo(path, hashlib.sha256(content).hexdigest(), epoch, step, owner)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_durably(path, content)
-    _write_sidecar(info, len(content))
+    write_durably(path, content)
+    write_sidecar(info, len(content))
     return info
 
 
@@ -76,12 +81,12 @@ def load_checkpoint(path: Path, sha256: str | None = None) -> dict[str, Any]:
     Raises:
         BadCheckpointError: The file is missing or damaged, or there is no digest to compare with.
     """
-    expected = sha256 or _read_sidecar(path).sha256
+    expected = sha256 or read_sidecar(path).sha256
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadCheckpointError(f"{path} cannot be read: {error}") from error
-    _verify(path, hashlib.sha256(content).hexdigest(), expected)
+    verify(path, hashlib.sha256(content).hexdigest(), expected)
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
@@ -89,17 +94,6 @@ def load_checkpoint(path: Path, sha256: str | None = None) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise BadCheckpointError(f"{path} holds a {type(state).__name__}, expected a dict")
     return state
-
-
-def read_info(path: Path) -> CheckpointInfo:
-    """What the sidecar says of a checkpoint, after the file's digest was verified.
-
-    Raises:
-        BadCheckpointError: The file or its sidecar is missing or damaged.
-    """
-    info = _read_sidecar(path)
-    _verify(path, _digest(path), info.sha256)
-    return info
 
 
 class CheckpointFolder:
@@ -148,8 +142,8 @@ class CheckpointFolder:
         Raises:
             BadCheckpointError: The file is missing or damaged, or another training's.
         """
-        self._check_owner(info)
-        _verify(info.path, _digest(info.path), info.sha256)
+        check_owner(info, self.owner)
+        verify(info.path, digest_of(info.path), info.sha256)
         return self._take(info, BEST)
 
     def best(self) -> CheckpointInfo | None:
@@ -162,10 +156,10 @@ class CheckpointFolder:
         if not path.exists():
             return None
         try:
-            return self._read_own(path)
+            return read_own(path, self.owner)
         except BadCheckpointError:
-            self._mend_sidecar(path)
-            return self._read_own(path)
+            self._mendsidecar_of(path)
+            return read_own(path, self.owner)
 
     def whole_best(self) -> CheckpointInfo | None:
         """The best checkpoint; None where none was marked, or (which is told) it is damaged."""
@@ -181,7 +175,7 @@ class CheckpointFolder:
         last = self.path / LAST
         for path in [*self._steps_told_of(), *([last] if last.exists() else [])]:
             try:
-                return self._read_own(path), problems
+                return read_own(path, self.owner), problems
             except BadCheckpointError as error:
                 problems.append(str(error))
         return None, problems
@@ -202,159 +196,51 @@ class CheckpointFolder:
         for path in doomed:
             _remove(path)
 
-    def _read_own(self, path: Path) -> CheckpointInfo:
-        """What is known of a checkpoint that is whole, this training's, and what its name says.
-
-        Raises:
-            BadCheckpointError: It is not.
-        """
-        info = _read_sidecar(path)
-        self._check_owner(info)
-        if path.name.startswith("step-") and _step_of(path) != info.step:
-            raise BadCheckpointError(
-                f"{path} is another checkpoint under this name: it was saved at step {info.step}"
-            )
-        _verify(path, _digest(path), info.sha256)
-        return info
-
-    def _check_owner(self, info: CheckpointInfo) -> None:
-        if None not in (self.owner, info.owner) and self.owner != info.owner:
-            raise BadCheckpointError(
-                f"{info.path} was swapped with another training's: it is {info.owner}'s, expected "
-                f"{self.owner}'s"
-            )
-
     def _step_files(self) -> list[Path]:
         """Step checkpoints, newest first."""
-        return sorted(self.path.glob("step-*.pt"), key=_step_of, reverse=True)
+        return sorted(self.path.glob("step-*.pt"), key=step_of, reverse=True)
 
     def _steps_told_of(self) -> list[Path]:
         """The same, and those that are gone though their sidecars tell of them."""
         sidecars = self.path.glob("step-*.pt.json")
         told = {path.with_suffix("") for path in sidecars} | set(self._step_files())
-        return sorted(told, key=_step_of, reverse=True)
+        return sorted(told, key=step_of, reverse=True)
 
     def _take(self, info: CheckpointInfo, name: str) -> CheckpointInfo:
         """Give a checkpoint a second name in this folder: a hard link, or a copy."""
         self.path.mkdir(parents=True, exist_ok=True)
         target = self.path / name
-        temporary = _temporary_name(target)
+        temporary = temporary_name(target)
         temporary.unlink(missing_ok=True)
         try:
             os.link(info.path, temporary)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(info.path, temporary)
-            _flush(temporary)
+            flush(temporary)
         os.replace(temporary, target)
-        _flush(self.path)
+        flush(self.path)
         taken = replace(info, path=target)
-        _write_sidecar(taken, target.stat().st_size)
+        write_sidecar(taken, target.stat().st_size)
         return taken
 
-    def _mend_sidecar(self, path: Path) -> None:
+    def _mendsidecar_of(self, path: Path) -> None:
         """Write the sidecar anew where a crash came between a link and its sidecar.
 
         A step checkpoint with the same digest proves that the file is whole.
         """
-        digest = _digest(path)
+        digest = digest_of(path)
         for twin in self._step_files():
             try:
-                info = _read_sidecar(twin)
-                self._check_owner(info)
+                info = read_sidecar(twin)
+                check_owner(info, self.owner)
             except BadCheckpointError:
                 continue
             if info.sha256 == digest:
                 logger.warning("%s had the sidecar of another checkpoint; mended", path)
-                _write_sidecar(replace(info, path=path), path.stat().st_size)
-
-
-def _step_of(path: Path) -> int:
-    """The step that a step checkpoint's name tells."""
-    return int(path.stem.removeprefix("step-"))
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _read_sidecar(path: Path) -> CheckpointInfo:
-    sidecar = _sidecar(path)
-    try:
-        content = json.loads(sidecar.read_text())
-        version = content["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise BadCheckpointError(
-                f"{sidecar} has schema_version {version}, this release reads {SCHEMA_VERSION}"
-            )
-        if content.pop("sidecar_sha256") != _fields_digest(content):
-            raise BadCheckpointError(f"{sidecar} is damaged: its sidecar_sha256 does not fit")
-        named = {name: content[name] for name in ("sha256", "epoch", "step")}
-        return CheckpointInfo(path, **named, owner=content.get("owner"))
-    except FileNotFoundError as error:
-        raise BadCheckpointError(f"{path} has no sidecar {sidecar.name}") from error
-    except BadCheckpointError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadCheckpointError(f"{sidecar} is damaged: {error!r}") from error
-
-
-def _write_sidecar(info: CheckpointInfo, size: int) -> None:
-    fields = {
-        "schema_version": SCHEMA_VERSION,
-        "sha256": info.sha256,
-        "size": size,
-        "epoch": info.epoch,
-        "step": info.step,
-    }
-    if info.owner is not None:
-        fields["owner"] = info.owner
-    content = {**fields, "sidecar_sha256": _fields_digest(fields)}
-    _write_durably(_sidecar(info.path), json.dumps(content, indent=2).encode() + b"\n")
-
-
-def _fields_digest(fields: dict[str, Any]) -> str:
-    """Digest of a sidecar's other fields, in their canonical form."""
-    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    temporary = _temporary_name(path)
-    temporary.write_bytes(content)
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
-
-
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's names, before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                write_sidecar(replace(info, path=path), path.stat().st_size)
 
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint, then its sidecar: a checkpoint without one would look damaged."""
     path.unlink(missing_ok=True)
-    _sidecar(path).unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadCheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def _verify(path: Path, actual: str, expected: str) -> None:
-    if actual != expected:
-        raise BadCheckpointError(
-            f"{path} is damaged or another file: its sha256 is {actual}, expected {expected}"
-        )
+    sidecar_of(path).unlink(missing_ok=True)

@@ -34,6 +34,10 @@ class DeferredRuns:
         """The job's (experiment id, run id). Raises TrackingUnavailableError."""
         return self._runs().ensure(job)
 
+    def drop(self, run_id: str) -> None:
+        """End a run that was made for a job which has another. Raises TrackingUnavailableError."""
+        self._runs().drop(run_id)
+
     def close(self, job: Job, folder: AttemptFolder | None) -> bool:
         """False while there is more to do. Raises TrackingUnavailableError."""
         return self._runs().close(job, folder)

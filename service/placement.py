@@ -39,6 +39,15 @@ class _Room:
         """GPUs and cores: by these the roomiest node is found."""
         return sum(gpu for gpu in self.gpus if gpu > ROUNDING), self.cpus
 
+    def has_left_of(self, bundle: Bundle) -> bool:
+        """Whether a waiting job could keep anything back here."""
+        return (
+            _Room(self.node).fits(bundle)
+            and (not bundle.cpus or self.cpus > ROUNDING)
+            and (not bundle.gpus or max(self.gpus) > ROUNDING)
+            and (not bundle.driver_slots or self.slots > ROUNDING)
+        )
+
     def allows(self, bundle: Bundle) -> bool:
         """Whether the node is of the kind that is asked for."""
         kind = bundle.accelerator_type
@@ -67,6 +76,13 @@ class Placement:
     def __init__(self, nodes: list[Node]) -> None:
         self._nodes = nodes
         self._rooms = [_Room(node) for node in nodes]
+        self._hopeless: dict[Need, str] = {}
+        """Needs for which nothing is left that could be kept back, each with its reason."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no node has a core left, so that whoever comes next finds no room."""
+        return all(room.cpus < 1 - ROUNDING for room in self._rooms)
 
     def occupy(self, need: Need, node_id: str | None) -> None:
         """Reserve what a running attempt holds.
@@ -83,6 +99,8 @@ class Placement:
 
     def place(self, need: Need) -> str:
         """Reserve a queued job's share; the answer is why it must wait, empty if it may start."""
+        if need in self._hopeless:  # what is left only becomes less
+            return self._hopeless[need]
         wanted = self._bundles(need)
         after = deepcopy(self._rooms)
         if _put(after, wanted):
@@ -91,6 +109,8 @@ class Placement:
         reason = self._why_not(need, wanted)
         if self._could_ever_hold(wanted):
             self._reserve(wanted)
+        if not all(any(room.has_left_of(bundle) for room in self._rooms) for bundle in wanted):
+            self._hopeless[need] = reason
         return reason
 
     def _bundles(self, need: Need) -> list[Bundle]:

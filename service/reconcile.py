@@ -78,8 +78,9 @@ class Seen:
     has_checkpoint: bool = False
     """Whether this attempt, or a trial in it, has left a checkpoint beyond where it began."""
     watched_s: float = math.inf
-    """For how long this control plane has looked at all: after its start nothing is declared dead
-    before Ray has been asked twice."""
+    """For how long this control plane has seen the attempt's notes as they are, by a clock that
+    nobody sets. So after its start nothing is declared dead before Ray has been asked twice, and a
+    clock that is set forward proves nobody's death."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ def reconcile_waiting(job: Job, obstacle: str, now: float) -> Action:
     if job.desired is Desired.PAUSE:
         if job.state is State.PAUSED:
             return Nothing()
-        return Finish(State.PAUSED, Reason.PAUSED, "paused before it ran")
+        told = "paused before it ran" if job.attempt == 0 else "paused while it waited"
+        return Finish(State.PAUSED, Reason.PAUSED, told)
     if job.state is State.PAUSED:
         return Requeue(Reason.PAUSED, "resumed", 0.0, job.errors, 0)
     if job.not_before is not None and now < job.not_before <= now + MAX_BACKOFF_S:
@@ -267,7 +269,8 @@ def _in_a_lost_session(
     elsewhere = left.mains_elsewhere or left.helpers_elsewhere
     if left.living or (elsewhere and attempt.killed_at is None):
         return Kill("the Ray head was restarted and knows the attempt no more")
-    died_out = now - attempt.session_lost_at >= reconnect_timeout_s + SESSION_MARGIN_S
+    waited_s = _waited_s(attempt.session_lost_at, seen, now)
+    died_out = waited_s >= reconnect_timeout_s + SESSION_MARGIN_S
     if not (left.surely_gone or died_out):
         return Nothing()
     evidence = "the Ray head was restarted, and the worker left no result"
@@ -278,7 +281,7 @@ def _gone(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
     """The attempt is over, by Ray or by what is seen; the worker has left no result."""
     if attempt.gone_since is None or attempt.gone_since > now:
         return NoteGone(gone=True)
-    confirmed = min(now - attempt.gone_since, seen.watched_s) >= CONFIRM_S
+    confirmed = _waited_s(attempt.gone_since, seen, now) >= CONFIRM_S
     both_say_so = seen.processes.surely_gone and not seen.ray.status.alive
     if not (confirmed or both_say_so):
         return Nothing()
@@ -296,9 +299,16 @@ def _clear(attempt: Attempt, seen: Seen, now: float) -> Action | None:
     left = seen.processes
     if left.living or (left.helpers_elsewhere and attempt.killed_at is None):
         return Kill("the attempt is over, and this was left of it")
-    if left.helpers_elsewhere and 0 <= now - (attempt.killed_at or now) < OBEYS_KILL_S:
+    killed_at = now if attempt.killed_at is None else attempt.killed_at
+    if left.helpers_elsewhere and _waited_s(killed_at, seen, now) < OBEYS_KILL_S:
         return Nothing()
     return None
+
+
+def _waited_s(since: float, seen: Seen, now: float) -> float:
+    """How long ago something was noted, whatever became of the clock since."""
+    by_the_clock = now - since
+    return seen.watched_s if by_the_clock < 0 else min(by_the_clock, seen.watched_s)
 
 
 def _while_running(job: Job, attempt: Attempt, seen: Seen, now: float) -> Action:
@@ -376,7 +386,8 @@ def _after_loss(job: Job, attempt: Attempt, seen: Seen, reason: Reason, evidence
     if job.desired is Desired.PAUSE:
         return Finish(State.PAUSED, Reason.PAUSED, evidence)
     if _session_lost(attempt, seen):  # the head's death is nobody's fault
-        return Requeue(reason, evidence, 0.0, job.errors, job.losses)
+        losses = 0 if seen.has_checkpoint else job.losses
+        return Requeue(reason, evidence, 0.0, job.errors, losses)
     losses = 0 if seen.has_checkpoint else job.losses + 1
     if losses >= MAX_LOSSES:
         return Finish(

@@ -54,15 +54,20 @@ class MlflowRuns:
         self.ping()
         try:
             experiment = self._experiment(job.spec.experiment)
-            ours = f"tags.`{TAG_JOB}` = '{job.id}'"
-            if job.kind is Kind.SEARCH:  # its trials' runs may carry its id too
-                ours += f" AND tags.`{TAG_KIND}` = '{job.kind}'"
-            found = self._client.search_runs([experiment], ours)
+            found = self._client.search_runs([experiment], _of(job))
             run_id = str(found[0].info.run_id) if found else self._create(experiment, job)
             self._log_params(run_id, job)  # of a run that is found they may be missing
             return experiment, run_id
         except MlflowException as error:
             raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
+
+    def drop(self, run_id: str) -> None:
+        """End a run that was made for a job which has another."""
+        try:
+            self._client.set_terminated(run_id, "KILLED")
+        except MlflowException as error:
+            if not _refused(error):
+                raise TrackingUnavailableError(f"MLflow at {self.uri}: {error.message}") from error
 
     def close(self, job: Job, folder: AttemptFolder | None) -> bool:
         """Send what its workers left unsent, then give the run its final status.
@@ -87,9 +92,11 @@ class MlflowRuns:
             raise TrackingUnavailableError(f"MLflow at {self.uri}: {error}") from error
         with self._closing(job, job.run_id):
             self._close_run(job, job.run_id, folder)
+        with self._closing(job, job.run_id):
+            self._end_open(job, _of(job))  # two replicas at the same moment may have made two
         if job.kind is Kind.SEARCH:
             with self._closing(job, job.run_id):
-                self._close_trials(job, job.run_id)
+                self._end_open(job, f"tags.`{TAG_PARENT}` = '{job.run_id}'")
         return True
 
     def _close_run(self, job: Job, run_id: str, folder: AttemptFolder | None) -> None:
@@ -104,11 +111,11 @@ class MlflowRuns:
         if self._client.get_run(run_id).info.status != status:
             self._client.set_terminated(run_id, status)
 
-    def _close_trials(self, job: Job, parent: str) -> None:
-        """End what a killed driver could not."""
-        open_trials = f"tags.`{TAG_PARENT}` = '{parent}' AND attributes.status = 'RUNNING'"
+    def _end_open(self, job: Job, which: str) -> None:
+        """End what somebody who was killed could not: runs of trials, a second run of the job."""
+        running = f"{which} AND attributes.status = 'RUNNING'"
         assert job.experiment_id is not None
-        for run in self._client.search_runs([job.experiment_id], open_trials, max_results=1000):
+        for run in self._client.search_runs([job.experiment_id], running, max_results=1000):
             with self._closing(job, run.info.run_id):
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
@@ -155,6 +162,14 @@ class MlflowRuns:
         params = [Param(name, value) for name, value in flatten(job.spec)]
         for start in range(0, len(params), PER_BATCH):
             self._client.log_batch(run_id, params=params[start : start + PER_BATCH])
+
+
+def _of(job: Job) -> str:
+    """What finds the job's own run."""
+    ours = f"tags.`{TAG_JOB}` = '{job.id}'"
+    if job.kind is Kind.SEARCH:  # its trials' runs may carry its id too
+        ours += f" AND tags.`{TAG_KIND}` = '{job.kind}'"
+    return ours
 
 
 def _refused(error: Exception) -> bool:

@@ -43,8 +43,8 @@ def main() -> int:
     folder = AttemptFolder(Path(storage), arguments.job, arguments.attempt)
 
     die_with_parent()
-    found = _orders(folder)
     print_to(folder.log)
+    found = _orders(folder)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -64,7 +64,15 @@ def _orders(folder: AttemptFolder) -> AnyAttempt | Result:
     """What is to be done; a result where that can't be known."""
     try:
         return folder.accept_attempt()
-    except (FileNotFoundError, ValidationError, VersionMismatchError) as error:
+    except FileNotFoundError:
+        traceback.print_exc()
+        evidence = (
+            f"{folder.path / 'attempt.json'} is missing, which says what is to be done: is "
+            "CAPS_STORAGE the control plane's folder on this node, too?"
+        )
+        return Result(outcome="failed", reason=Reason.ERROR, evidence=evidence)
+    except (ValidationError, VersionMismatchError) as error:
+        # A specification of another release may not even be valid here.
         return Result(outcome="failed", reason=Reason.VERSION_MISMATCH, evidence=str(error)[:1000])
 
 
@@ -83,9 +91,16 @@ def _run(folder: AttemptFolder, attempt: AnyAttempt, stop: StopSignal) -> Result
         result: Result = run(folder, attempt, stop)
         return result
     except ClusterLostError as error:
+        from workers.tracking import tracking_of
+
         traceback.print_exc()
         evidence = str(error)[:1000]
-        return Result(outcome="interrupted", reason=reason_of_ray(evidence), evidence=evidence)
+        return Result(
+            outcome="interrupted",
+            reason=reason_of_ray(evidence),
+            evidence=evidence,
+            tracking=tracking_of(error, "incomplete: the workers were lost with the cluster"),
+        )
     except Exception as error:
         from workers.failures import failed
 

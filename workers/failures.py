@@ -8,8 +8,7 @@ from capsmodel.distributed import RankFailedError
 from capsmodel.divergence import DivergedError
 from capsmodel.training_state import IncompatibleStateError
 from workers.attempt import Reason, Result, VersionMismatchError
-
-_TRACKING = "MLflow: "
+from workers.tracking import tracking_of
 
 
 class StorageDiffersError(RuntimeError):
@@ -44,24 +43,11 @@ def classify(error: BaseException) -> Reason:
     return Reason.ERROR
 
 
-def note_tracking(error: BaseException, said: str) -> None:
-    """Let an exception carry what MLflow did not get before it; the traceback tells it too.
-
-    Args:
-        error: What ends the attempt.
-        said: `complete`, or what could not be written.
-    """
-    if said != "complete":
-        error.add_note(_TRACKING + said)
-
-
 def failed(error: BaseException, evidence: str) -> Result:
     """The result of an attempt that an exception has ended."""
-    notes = getattr(error, "__notes__", [])
-    said = [note.removeprefix(_TRACKING) for note in notes if note.startswith(_TRACKING)]
     return Result(
         outcome="failed",
         reason=classify(error),
         evidence=evidence[:1000],
-        tracking=said[-1] if said else "complete",
+        tracking=tracking_of(error),
     )

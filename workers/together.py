@@ -28,6 +28,8 @@ CONTROLLER_FAILURES = 2
 START_TIMEOUT_S = "300"
 """How long workers may wait for their resources."""
 RELAY_S = 0.25
+UNTOLD = "incomplete: the first worker left no word of it"
+"""Of what MLflow has: only the first worker writes to it."""
 
 Work = Callable[[dict[str, Any]], None]
 """What every worker runs."""
@@ -85,7 +87,10 @@ def run_workers(
     outcome = folder.read_outcome(0)
     if outcome is None:
         return Result(
-            outcome="failed", reason=Reason.ERROR, evidence="the first worker left no outcome"
+            outcome="failed",
+            reason=Reason.ERROR,
+            evidence="the first worker left no outcome",
+            tracking=UNTOLD,
         )
     return outcome
 
@@ -173,7 +178,7 @@ def _failure(folder: AttemptFolder, workers: int, error: Exception) -> Result:
     failures = [found for found in outcomes.values() if found and found.outcome == "failed"]
     # Only the first worker writes to MLflow.
     first = outcomes[0]
-    tracking = first.tracking if first else "incomplete: the first worker left no word of it"
+    tracking = first.tracking if first else UNTOLD
     # An error of one worker takes the others down: theirs only say that somebody is gone.
     own = [found for found in failures if found.reason is not Reason.WORKER_LOST]
     if own:

@@ -10,9 +10,11 @@ from workers.courier import Call, Courier, Errand, Task
 from workers.shipper import Shipper
 from workers.spool import Spool
 
-__all__ = ["Call", "Tracker"]
+__all__ = ["Call", "Tracker", "note_tracking", "tracking_of"]
 
 logger = logging.getLogger(__name__)
+
+_NOTE = "MLflow: "
 
 
 class Tracker:
@@ -85,3 +87,20 @@ class Tracker:
                 self.calls += 1
                 self.spent_s += took
                 self.longest_s = max(self.longest_s, took)
+
+
+def note_tracking(error: BaseException, said: str) -> None:
+    """Let an exception carry what MLflow has got before it; the traceback tells it too.
+
+    Args:
+        error: What ends the attempt.
+        said: `complete`, or what could not be written.
+    """
+    error.add_note(_NOTE + said)
+
+
+def tracking_of(error: BaseException, unsaid: str = "complete") -> str:
+    """What an exception carries; `unsaid` if it carries nothing."""
+    notes = getattr(error, "__notes__", [])
+    said = [note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)]
+    return said[-1] if said else unsaid

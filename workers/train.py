@@ -14,11 +14,10 @@ from capsmodel.training import TrainingOutcome
 from workers import uploads
 from workers.attempt import Attempt, AttemptFolder, Kept, Reason, Result
 from workers.course import Course, Setting, Telemetry, prepare_device, wait_for_all
-from workers.failures import note_tracking
 from workers.reporter import measures_of
 from workers.spool import Spool
 from workers.stop import StopFlag
-from workers.tracking import Call, Tracker
+from workers.tracking import Call, Tracker, note_tracking
 
 PATIENCE_DONE_S = 120.0
 """How long a finished training waits for MLflow to take what is left."""

@@ -86,11 +86,16 @@ def retry_failed(search_id: SearchId, given: Given) -> SearchView:
     response_class=Response,
     responses={
         204: {"description": "The search, its trials and files are forgotten; MLflow's runs stay"},
-        **documented(SearchNotFoundError, JobActiveError, DatabaseUnavailableError),
+        **documented(
+            SearchNotFoundError, JobActiveError, JobConflictError, DatabaseUnavailableError
+        ),
     },
 )
 def delete_search(search_id: SearchId, given: Given) -> None:
-    """Forget a search that has ended, with all its trials. Its runs in MLflow stay."""
+    """Forget a search that has ended, with all its trials. Its runs in MLflow stay.
+
+    Refused while a job that has not ended begins from one of its checkpoints.
+    """
     delete(given, given.search(search_id).id)
 
 

@@ -30,7 +30,7 @@ def reopened(given: Services, search: Job) -> Job:
 
 
 def delete(given: Services, job_id: str) -> None:
-    """Have a job forgotten. Raises JobActiveError."""
+    """Have a job forgotten. Raises JobActiveError, JobConflictError."""
     given.store.request_delete(job_id)
     given.wake()
 

@@ -90,11 +90,14 @@ def retry_job(job_id: JobId, given: Given) -> JobView:
     response_class=Response,
     responses={
         204: {"description": "The job and its files are forgotten; its MLflow run stays"},
-        **documented(JobNotFoundError, JobActiveError, DatabaseUnavailableError),
+        **documented(JobNotFoundError, JobActiveError, JobConflictError, DatabaseUnavailableError),
     },
 )
 def delete_job(job_id: JobId, given: Given) -> None:
-    """Forget a job that has ended: history, log, checkpoints, pictures. Its MLflow run stays."""
+    """Forget a job that has ended: history, log, checkpoints, pictures. Its MLflow run stays.
+
+    Refused, with the id of the other job, while one that has not ended begins from its checkpoint.
+    """
     delete(given, job_id)
 
 

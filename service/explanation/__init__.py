@@ -6,15 +6,25 @@ Pure: what it tells follows from its arguments. `capsctl explain` prints it.
 from collections.abc import Sequence
 from datetime import datetime
 
-from service.api.views import EventView, JobView, ResultView, View
-from service.explanation.attempts import AttemptStory, attempt_stories, receipt
+from service.api.views import EventView, JobView, ProgressView, ResultView, View
+from service.explanation.attempts import (
+    AttemptStory,
+    attempt_stories,
+    given_up,
+    left_nothing,
+    receipt,
+)
 from service.explanation.next_steps import NextStep, next_steps
+from service.explanation.silence import after_silence, silence
 from service.explanation.skipped import passed_over
 from service.explanation.words import because, clock, counted, listed, sentence, span
 from service.queue.job import Kind, State
 from workers.attempt import Reason
 
 __all__ = ["AttemptStory", "Explanation", "NextStep", "explain"]
+
+LEAVING = ("cancelling", "pausing", "stopping")
+"""Phases of an attempt that was asked to leave."""
 
 
 class Explanation(View):
@@ -52,10 +62,24 @@ def explain(job: JobView, events: Sequence[EventView], now: datetime) -> Explana
         reason=job.reason,
         summary=sentence(_summary(job, events, now)),
         details=[sentence(text) for text in _details(job, events, attempts, now)],
-        hint=job.hint if job.state is State.FAILED else None,
+        hint=_hint(job, attempts),
         attempts=attempts,
-        next=next_steps(job),
+        next=next_steps(job, attempts),
     )
+
+
+_LOST_AGAIN_AND_AGAIN: dict[Reason, str] = {
+    Reason.WORKER_LOST: "read the end of its log, and look at what ends processes on the node",
+    Reason.NODE_LOST: "look at why the nodes go away; Ray's logs tell",
+    Reason.INTERRUPTED: "look at what stops its node or its processes",
+}
+"""Hints where the queue has given up. The usual ones tell how such a job goes on."""
+
+
+def _hint(job: JobView, attempts: Sequence[AttemptStory]) -> str | None:
+    if given_up(job, attempts) and job.reason in _LOST_AGAIN_AND_AGAIN:
+        return _LOST_AGAIN_AND_AGAIN[job.reason]
+    return job.hint if job.state is State.FAILED else None
 
 
 # ------------------------------------------------------------------------------------ summary
@@ -90,7 +114,7 @@ def _waits(job: JobView, now: datetime) -> str:
 
 def _runs(job: JobView, events: Sequence[EventView], now: datetime) -> str:
     what = f"attempt {job.attempt}"
-    if job.phase in ("cancelling", "pausing", "stopping"):
+    if job.phase in LEAVING:
         asked = _last(events, "stop-requested", job.attempt)
         for_s = f" for {span((now - asked.at).total_seconds())}" if asked else ""
         return f"{what} is asked to leave a checkpoint and go{for_s} ({job.phase})"
@@ -98,18 +122,26 @@ def _runs(job: JobView, events: Sequence[EventView], now: datetime) -> str:
         return f"{what} seems to have ended without a result; it is being made sure"
     if job.phase == "dispatching":
         return f"{what} is being handed to Ray"
+    silent = silence(job)
     if job.phase == "starting" or job.progress is None:
-        return f"{what} is starting"
-    told = [f"{what} is {job.phase}"]
-    progress = job.progress
-    if progress.trials is not None:
-        told.append(f"{progress.trials.ended} of {progress.trials.total} trials have ended")
-    elif progress.steps:
-        told.append(f"epoch {progress.epoch} of {progress.epochs}")
-        told.append(f"step {progress.step} of {progress.steps}")
-    if progress.eta_s is not None:
-        told.append(f"about {span(progress.eta_s)} left")
+        return f"{what} is starting" if not silent else f"{what} was starting; {silent}"
+    told = [f"{what} {'was' if silent else 'is'} {job.phase}", *_how_far(job.progress)]
+    if silent:
+        return f"{', '.join(told)}; {silent}"
+    if job.progress.eta_s is not None:
+        told.append(f"about {span(job.progress.eta_s)} left")
     return ", ".join(told)
+
+
+def _how_far(progress: ProgressView) -> list[str]:
+    if progress.trials is not None:
+        return [f"{progress.trials.ended} of {progress.trials.total} trials have ended"]
+    if progress.steps:
+        return [
+            f"epoch {progress.epoch} of {progress.epochs}",
+            f"step {progress.step} of {progress.steps}",
+        ]
+    return []
 
 
 def _at(job: JobView, now: datetime) -> str:
@@ -141,7 +173,7 @@ def _details(
     told += _receipts(job, events)
     told += _retries(attempts)
     told += _checkpoints(job, attempts)
-    told += _tracking(job)
+    told += _tracking(job, events)
     return told
 
 
@@ -167,7 +199,8 @@ def _troubles(job: JobView, events: Sequence[EventView], now: datetime) -> list[
             )
         if event.type in ("suspect", "signalled", "killed"):
             told.append(f"at {at}: {event.message}")
-    return told
+    seen_to = told or job.phase in LEAVING or not silence(job)
+    return told if seen_to else after_silence()
 
 
 def _receipts(job: JobView, events: Sequence[EventView]) -> list[str]:
@@ -207,7 +240,8 @@ def _checkpoints(job: JobView, attempts: Sequence[AttemptStory]) -> list[str]:
             f"{checkpoint.path}"
         )
     left = result is not None and result.checkpoints
-    if job.state in (State.FAILED, State.CANCELLED) and job.attempt and not left:
+    unknown = not left and not left_nothing(job, attempts)
+    if job.state in (State.FAILED, State.CANCELLED) and unknown:
         told.append("a retry goes on from the newest checkpoint that is whole, if it left one")
     return told
 
@@ -225,10 +259,20 @@ def _last_result(job: JobView) -> ResultView | None:
     return job.result if of_trials or all(path.startswith(own) for path in paths) else None
 
 
-def _tracking(job: JobView) -> list[str]:
+def _left_by_the_last(job: JobView, events: Sequence[EventView]) -> bool:
+    """Whether the job's result is its last attempt's, and not an earlier one's."""
+    telling = [event for event in events if "result" in event.data]
+    if telling:
+        return any(event.data["result"] and event.attempt == job.attempt for event in telling)
+    # A history of an earlier release: there is no other attempt, or the checkpoints' folder tells.
+    result = _last_result(job)
+    return result is not None and (job.attempt == 1 or bool(result.checkpoints))
+
+
+def _tracking(job: JobView, events: Sequence[EventView]) -> list[str]:
     """What MLflow lacks. Metrics are sent by the control plane where the worker could not."""
     result = _last_result(job)
-    if result is None or result.tracking == "complete":
+    if result is None or result.tracking == "complete" or not _left_by_the_last(job, events):
         return []
     why = result.tracking.removeprefix("incomplete: ")
     told = [f"when its worker ended, MLflow had not got everything: {why}"]

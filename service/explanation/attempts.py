@@ -1,12 +1,15 @@
 """The attempts of a job, told from its events: when, from which step on, and what ended each."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from service.api.views import EventView, JobView, View
+from service.explanation.silence import silence
 from service.explanation.words import because, reason_of, span
+from service.queue.job import State
+from service.reconcile import MAX_LOSSES
 from workers.attempt import Reason
 
 ENDS = ("requeued", "succeeded", "failed", "cancelled", "paused")
@@ -50,6 +53,19 @@ def attempt_stories(job: JobView, events: Iterable[EventView], now: datetime) ->
     """One story an attempt, the first one first."""
     attempts = _gathered(events)
     return [_story(job, number, each, now) for number, each in sorted(attempts.items())]
+
+
+def given_up(job: JobView, attempts: Sequence[AttemptStory]) -> bool:
+    """Whether the job failed since its attempts were lost again and again."""
+    return job.state is State.FAILED and bool(attempts) and attempts[-1].lost
+
+
+def left_nothing(job: JobView, attempts: Sequence[AttemptStory]) -> bool:
+    """Whether there is surely no checkpoint: it never ran, or all it ever did was to be lost."""
+    if job.attempt == 0:
+        return True
+    # Only losses without a checkpoint lead there, so that many attempts were nothing else.
+    return given_up(job, attempts) and job.attempt <= MAX_LOSSES
 
 
 def receipt(data: dict[str, Any], marks: Collection[str]) -> str:
@@ -102,15 +118,16 @@ def _story(job: JobView, number: int, attempt: _Attempt, now: datetime) -> Attem
     end = attempt.end
     until = now if end is None else end.at
     resumed = attempt.resumed.data if attempt.resumed else {}
+    lost = end is not None and _is_loss(job, end, attempt.marks)
     return AttemptStory(
         number=number,
         started_at=attempt.started.at,
         ended_at=None if end is None else end.at,
         duration_s=round(max(0.0, (until - attempt.started.at).total_seconds()), 1),
         began=_began(job, number, attempt),
-        ended=_going_on(job, attempt) if end is None else _ended(end, attempt),
+        ended=_going_on(job, attempt) if end is None else _ended(end, attempt, lost),
         reason=None if end is None else _reason(job, end),
-        lost=end is not None and _is_loss(job, end, attempt.marks),
+        lost=lost,
         skipped=[str(why) for why in resumed.get("skipped", [])],
     )
 
@@ -148,10 +165,10 @@ def _going_on(job: JobView, attempt: _Attempt) -> str:
         return "it seems to be over; it is being made sure"
     if "dispatched" not in attempt.marks:
         return "is being handed to Ray"
-    return f"goes on: {job.phase}"
+    return silence(job) or f"goes on: {job.phase}"
 
 
-def _ended(end: EventView, attempt: _Attempt) -> str:
+def _ended(end: EventView, attempt: _Attempt, lost: bool) -> str:
     if end.type == "requeued":
         named, _, evidence = end.message.partition(": ")
         delay = end.data.get("delay_s")
@@ -159,6 +176,8 @@ def _ended(end: EventView, attempt: _Attempt) -> str:
         return f"{because(reason_of(named), evidence)}; {again}"
     if end.type == "succeeded":
         return "succeeded"
+    if end.type == "failed" and lost:  # the evidence sums up all losses: it is told of the job
+        return "lost as well, and the job given up"
     told = receipt(end.data, attempt.marks)
     if end.type == "failed":
         return f"failed: {end.message}" + (f" ({told})" if end.data.get("took_s") else "")

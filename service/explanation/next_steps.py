@@ -1,6 +1,9 @@
 """What the user can do about a job, as commands."""
 
+from collections.abc import Sequence
+
 from service.api.views import JobView, View
+from service.explanation.attempts import AttemptStory, left_nothing
 from service.queue.job import Kind, State
 from service.reconcile import FINAL
 from workers.attempt import Reason
@@ -16,7 +19,7 @@ class NextStep(View):
     what: str
 
 
-def next_steps(job: JobView) -> list[NextStep]:
+def next_steps(job: JobView, attempts: Sequence[AttemptStory]) -> list[NextStep]:
     """The most useful first."""
     match job.state:
         case State.QUEUED:
@@ -28,9 +31,9 @@ def next_steps(job: JobView) -> list[NextStep]:
         case State.SUCCEEDED:
             steps = [("show", "results, files and the run in MLflow"), ("delete", "forgets it")]
         case State.FAILED:
-            steps = _of_one_that_failed(job)
+            steps = _of_one_that_failed(job, attempts)
         case State.CANCELLED:
-            steps = [("retry", "runs it again from its checkpoint"), ("delete", "forgets it")]
+            steps = [("retry", _again(job, attempts)), ("delete", "forgets it")]
     return [NextStep(command=_command(verb, job.id), what=what) for verb, what in steps]
 
 
@@ -50,17 +53,25 @@ def _of_one_that_runs(job: JobView) -> list[tuple[str, str]]:
     return [*steps, ("pause", "frees its place for a while"), ("cancel", "ends it")]
 
 
-def _of_one_that_failed(job: JobView) -> list[tuple[str, str]]:
+def _of_one_that_failed(job: JobView, attempts: Sequence[AttemptStory]) -> list[tuple[str, str]]:
     printed = "what it printed" + (", with the traceback" if job.reason in RAISED else "")
     steps = [("logs", printed)] if job.attempt else []
     if job.kind is Kind.SEARCH:
         steps.append(("trials --state failed", "why its trials failed"))
-        steps.append(("retry", "runs what failed or was cut off again"))
-    elif job.reason in FINAL:
+    if job.kind is Kind.TRAIN and job.reason in FINAL:
         steps.append(("retry", "runs it again, once what the hint says is mended"))
     else:
-        steps.append(("retry", "runs it again from its checkpoint"))
+        steps.append(("retry", _again(job, attempts)))
     return [*steps, ("delete", "forgets it")]
+
+
+def _again(job: JobView, attempts: Sequence[AttemptStory]) -> str:
+    """What a retry does."""
+    if left_nothing(job, attempts):
+        return "runs it from the beginning"
+    if job.kind is Kind.SEARCH:
+        return "runs what failed or was cut off again"
+    return "runs it again, from its newest whole checkpoint if it left one"
 
 
 def _command(verb: str, job_id: str) -> str:

@@ -165,6 +165,7 @@ def _job(job_id: str, submission: Submission, now: float) -> Job:
 
 def _row(job: Job, submission: Submission) -> dict[str, Any]:
     spec = job.spec
+    origin = job.training.init_from
     return {
         "id": job.id,
         "kind": (Kind.SEARCH if isinstance(spec, SearchSpec) else Kind.TRAIN).value,
@@ -184,6 +185,7 @@ def _row(job: Job, submission: Submission) -> dict[str, Any]:
         "losses": job.losses,
         "run_closed": job.run_closed,
         "owner": job.owner,
+        "init_job": origin.job if origin else None,
     }
 
 

@@ -51,6 +51,9 @@ class State(StrEnum):
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
+TERMINAL = tuple(state for state in State if state.terminal)
+
+
 class Desired(StrEnum):
     """What the user wants of a job."""
 

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import secrets
+import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -48,14 +49,24 @@ def get_job(
 
 
 def readable(rows: Iterable[Row[Any]]) -> list[Job]:
-    """Without jobs whose specification needs a package that is gone: the others must go on."""
+    """Without jobs whose specification needs a package that is gone: the others must go on.
+
+    A process looks for packages once, so what it could not read it does not try again.
+    """
     found = []
     for row in rows:
+        known = row.id, hash(row.spec)
+        if known in _unreadable:
+            continue
         try:
             found.append(job_of(row))
         except JobUnreadableError:
+            _unreadable.add(known)
             logger.exception("a job is left out")
     return found
+
+
+_unreadable: set[tuple[str, int]] = set()
 
 
 def job_of(row: Row[Any]) -> Job:
@@ -121,18 +132,46 @@ def _parsed(kind: str, spec: str) -> AnySpec:
     return Kind(kind).spec.model_validate_json(spec, context=TRUSTED)
 
 
+class _Growing:
+    """Numbers of 40 bits of milliseconds and 20 random ones; each is above the one before.
+
+    Only a clock that was set back by more than `SET_BACK_MS` begins anew: less is also how far
+    threads overtake each other between reading the clock and coming here.
+    """
+
+    SET_BACK_MS = 1000
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def next(self, moment_ms: int) -> int:
+        """A number of this millisecond, or of a later one where this one's are used up."""
+        with self._lock:
+            ahead = (self._last >> 20) - moment_ms
+            if 0 <= ahead <= self.SET_BACK_MS:
+                # A random step: other processes that took the same number part from this one.
+                self._last += 1 + secrets.randbits(6)
+            else:
+                self._last = (moment_ms << 20) | secrets.randbits(20)
+            return self._last
+
+
+_numbers = _Growing()
+
+
 def new_id(now: float) -> str:
-    """8 characters of milliseconds since 2020, then 4 random ones: sorts by age until 2054."""
-    number = (int((now - _EPOCH_2020) * 1000) << 20) | secrets.randbits(20)
+    """8 characters of milliseconds since 2020, then 4 random ones: sorts by age until 2054.
+
+    Those that one process makes sort in their order, also within a millisecond.
+    """
+    number = _numbers.next(int((now - _EPOCH_2020) * 1000))
     return "".join(_DIGITS[(number >> shift) & 31] for shift in range(55, -1, -5))
 
 
 def new_ids(now: float, count: int) -> list[str]:
     """Several ids of one moment, in their order."""
-    found: set[str] = set()
-    while len(found) < count:
-        found.add(new_id(now))
-    return sorted(found)
+    return [new_id(now) for _ in range(count)]
 
 
 def encode_cursor(job_id: str) -> str:

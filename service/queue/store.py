@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Row,
     Select,
@@ -32,9 +31,10 @@ from service.errors import (
     JobEndedError,
     StaleJobError,
 )
+from service.queue import looks
 from service.queue.adding import Outcome, Submission, Submitted, add_all, digest_of, find_keyed
 from service.queue.engine import make_engine, outage, patiently, reading, writing
-from service.queue.job import MAX_BACKOFF_S, AnySpec, Attempt, Desired, Event, Job, Kind, State
+from service.queue.job import TERMINAL, AnySpec, Attempt, Desired, Event, Job, Kind, State
 from service.queue.places import Places
 from service.queue.rows import (
     ATTEMPT_COLUMNS,
@@ -48,13 +48,11 @@ from service.queue.rows import (
     readable,
 )
 from service.queue.schema import is_up_to_date, upgrade
-from service.queue.tables import NOT_RUN, UNCLOSED, attempts, clock, events, job_labels, jobs, queue
+from service.queue.tables import NOT_RUN, attempts, clock, events, job_labels, jobs, queue
 from service.queue.tick_lock import tick_lock
 from service.queue.together import Together
 from service.queue.watch import Watch
 from workers.crash import crashing
-
-TERMINAL = tuple(state for state in State if state.terminal)
 
 Jobs = list[Job]  # names that `Store.list` does not hide
 Events = list[Event]
@@ -156,32 +154,26 @@ class Store:
 
     def running(self) -> Jobs:
         """Jobs with an attempt that may be alive, in the queue's order."""
-        query = JOB.where(jobs.c.state == State.RUNNING)
-        return readable(self._rows(query.order_by(*_QUEUE_ORDER)))
+        with self._reader.connect() as connection:
+            return looks.running(connection)
 
     def claimable(self, now: float, after: Job | None = None, limit: int = 50) -> Jobs:
-        """Queued jobs that may start at `now`: the highest priority first, then the oldest."""
-        # Nobody backs off for so long: the clock was set back.
-        impossible = jobs.c.not_before > now + MAX_BACKOFF_S
-        due = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now, impossible)
-        query = JOB.where(jobs.c.state == State.QUEUED, jobs.c.desired == Desired.RUN, due)
-        if after is not None:
-            query = query.where(_behind(after.spec.priority, after.id))
-        return readable(self._rows(query.order_by(*_QUEUE_ORDER).limit(limit)))
+        """Queued jobs that may start at `now`: the highest priority first, then the oldest.
+
+        None at all are only at the queue's end: what cannot be read is passed over.
+        """
+        with self._reader.connect() as connection:
+            return looks.claimable(connection, now, after, limit)
 
     def unsettled(self, limit: int = 500) -> Jobs:
         """Jobs that wait, and whose user wants something else of them."""
-        stopped = select(jobs.c.id).where(NOT_RUN, jobs.c.state == State.QUEUED)
-        resumed = select(jobs.c.id).where(
-            jobs.c.state == State.PAUSED, jobs.c.desired != Desired.PAUSE
-        )
-        found = jobs.c.id.in_(stopped.union_all(resumed))  # not `or`: SQLite would read all jobs
-        return readable(self._rows(JOB.where(found).order_by(jobs.c.id).limit(limit)))
+        with self._reader.connect() as connection:
+            return looks.unsettled(connection, limit)
 
     def unclosed(self, limit: int = 50) -> Jobs:
         """Ended jobs whose MLflow run may not carry the final status yet; the oldest first."""
-        query = JOB.where(UNCLOSED, jobs.c.state.in_(TERMINAL))
-        return readable(self._rows(query.order_by(jobs.c.id).limit(limit)))
+        with self._reader.connect() as connection:
+            return looks.unclosed(connection, limit)
 
     def deleted(self, limit: int = 50) -> Sequence[str]:
         """Jobs that are to be forgotten and of whose end MLflow knows, by their ids."""
@@ -332,7 +324,8 @@ class Store:
     def request_delete(self, job_id: str) -> None:
         """Have an ended job forgotten with all its files; nobody finds it from now on.
 
-        Raises JobNotFoundError, JobActiveError where it has not ended.
+        Raises JobNotFoundError, JobActiveError where it has not ended, JobConflictError where
+        another one that has not ended begins from its checkpoint.
         """
         with self._writing("request-delete") as connection:
             job = get_job(connection, job_id, lock=True)
@@ -415,8 +408,6 @@ class Store:
 
 _ENDS_AS = {Desired.CANCEL: State.CANCELLED}
 
-_QUEUE_ORDER = (jobs.c.priority.desc(), jobs.c.id)
-
 _AFRESH: Mapping[str, Any] = {
     "state": State.QUEUED,
     "desired": Desired.RUN,
@@ -433,7 +424,7 @@ _AFRESH: Mapping[str, Any] = {
 
 _JOB_CHANGES = frozenset(c.name for c in jobs.c) - {
     "id", "kind", "spec", "name", "experiment", "priority", "version", "created_at", "updated_at",
-    "owner",
+    "owner", "init_job",
 }  # fmt: skip
 _ATTEMPT_CHANGES = frozenset(c.name for c in ATTEMPT_COLUMNS) - {"number", "created_at"}
 
@@ -442,16 +433,10 @@ def _now(connection: Connection) -> float:
     return float(connection.execute(select(clock())).scalar_one())
 
 
-def _behind(priority: int, job_id: str) -> ColumnElement[bool]:
-    """Whether a job comes later in the queue's order."""
-    return or_(jobs.c.priority < priority, and_(jobs.c.priority == priority, jobs.c.id > job_id))
-
-
 def _heir(connection: Connection, job_id: str) -> str | None:
     """A job that has not ended and begins from this one's checkpoint."""
-    named = jobs.c.spec.contains(f'"job":"{job_id}"', autoescape=True)
-    heirs = select(jobs.c.id).where(jobs.c.state.not_in(TERMINAL), named).limit(1)
-    return connection.execute(heirs).scalar_one_or_none()
+    heirs = select(jobs.c.id).where(jobs.c.init_job == job_id, jobs.c.state.not_in(TERMINAL))
+    return connection.execute(heirs.limit(1)).scalar_one_or_none()
 
 
 def _change(

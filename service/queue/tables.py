@@ -38,6 +38,9 @@ NOT_RUN = text("desired <> 'run'")
 UNCLOSED = text("NOT run_closed AND experiment_id IS NOT NULL")
 """Likewise: jobs whose runs in MLflow are open, or may be."""
 
+HAS_ORIGIN = text("init_job IS NOT NULL")
+"""Jobs that begin from another one's checkpoint, which are few."""
+
 jobs = Table(
     "jobs",
     metadata,
@@ -67,11 +70,13 @@ jobs = Table(
     Column("result", Text),
     Column("retry_through", Integer, nullable=False, server_default="0"),
     Column("owner", String(100), nullable=False, server_default="local"),
+    Column("init_job", String(64)),  # from whose checkpoint it begins
     Index("ix_jobs_queue", "state", text("priority DESC"), "id"),  # its order
     Index(None, "experiment", "id"),
     Index(None, "kind", "id"),
     Index("ix_jobs_not_run", "id", sqlite_where=NOT_RUN, postgresql_where=NOT_RUN),
     Index("ix_jobs_unclosed", "id", sqlite_where=UNCLOSED, postgresql_where=UNCLOSED),
+    Index("ix_jobs_init_job", "init_job", sqlite_where=HAS_ORIGIN, postgresql_where=HAS_ORIGIN),
     Index(None, "state", "id"),
 )
 

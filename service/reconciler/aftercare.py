@@ -6,6 +6,7 @@ import time
 
 from service.errors import StaleJobError, TrackingUnavailableError
 from service.queue.job import Job
+from service.reconciler.orders import with_run
 from service.reconciler.parts import Parts
 from service.reconciler.retention import prune
 from workers.crash import crashing
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 CLOSE_AGAIN_S = 10.0
 SLICE_S = 2.0
-"""For so long at most runs are closed in one tick: other jobs wait for the next."""
+"""For so long at most runs are closed, or folders removed, in one tick: other jobs wait."""
 
 
 class Aftercare:
@@ -29,7 +30,11 @@ class Aftercare:
         now = self._parts.now()
         if self._away_since is None or abs(now - self._away_since) >= CLOSE_AGAIN_S:
             self._away_since = None if self._close_runs() else now
+        begun = time.monotonic()
         for job_id in self._parts.store.deleted():
+            if time.monotonic() - begun > SLICE_S:
+                self._parts.wake()
+                return
             try:
                 self._remove(job_id)
             except OSError:
@@ -54,12 +59,11 @@ class Aftercare:
         return True
 
     def _close(self, job: Job) -> None:
-        prune(self._parts.settings.storage_root, job)
         if job.run_id is None:  # somebody died while it was made: it is found, or made now
-            experiment_id, run_id = self._parts.runs.ensure(job)
-            job = self._parts.store.update(job, experiment_id=experiment_id, run_id=run_id)
+            job = with_run(self._parts, job)
         folder = self._parts.folder(job) if job.attempt else None
         if self._parts.runs.close(job, folder):
+            prune(self._parts.settings.storage_root, job)
             self._parts.store.update(job, run_closed=True)
         else:
             self._parts.wake()

@@ -6,6 +6,7 @@ from service import reconcile as decide
 from service.queue.job import Job, State
 from service.queue.store import NewEvent
 from service.reconciler.parts import EVIDENCE_LENGTH, Parts
+from workers.attempt import Reason
 
 
 class Finishing:
@@ -37,10 +38,9 @@ class Finishing:
 
     def requeue(self, job: Job, action: decide.Requeue, now: float) -> None:
         """Another attempt is due."""
-        told = f"{action.reason.value}: {action.evidence}"[:500]
         self._parts.store.update(
             job,
-            event=NewEvent("requeued", told, _why_again(job, action)),
+            event=_queued_again(job, action),
             attempt=_attempt_ended(job, action, now),
             state=State.QUEUED,
             reason=action.reason,
@@ -53,10 +53,14 @@ class Finishing:
         self._parts.wake()
 
 
-def _why_again(job: Job, action: decide.Requeue) -> dict[str, Any]:
-    """Whether it was a loss, which costs no retry, or an error."""
-    loss = action.errors == job.errors
-    return {"reason": action.reason.value, "delay_s": action.delay_s, "loss": loss}
+def _queued_again(job: Job, action: decide.Requeue) -> NewEvent:
+    """What is told of it: a resume ends no attempt, all else was a loss or an error."""
+    if job.state is State.PAUSED:
+        return NewEvent("unpaused", "back in the queue")
+    told = f"{action.reason.value}: {action.evidence}"[:500]
+    loss = action.errors == job.errors  # costs no retry
+    data = {"reason": action.reason.value, "delay_s": action.delay_s, "loss": loss}
+    return NewEvent("requeued", told, data)
 
 
 def _attempt_ended(
@@ -72,14 +76,27 @@ def _attempt_ended(
 def _receipt(
     job: Job, action: decide.Finish, seen: decide.Seen | None, now: float
 ) -> dict[str, Any]:
-    """How an attempt ended: after which step, how long it took to leave, whether it was killed."""
-    reason = {"reason": action.reason.value}
+    """How an attempt ended: after which step, how long it took to leave, whether it was killed.
+
+    Also whether it left a result, since the job keeps an earlier attempt's where it left none; and
+    of a failure, whether the attempt was lost.
+    """
+    reason: dict[str, Any] = {"reason": action.reason.value}
     if seen is None or job.current is None:
         return reason
+    if action.state is State.FAILED:
+        reason["loss"] = _lost(action, seen)
     step = seen.result.step if seen.result else seen.progress.step if seen.progress else None
     asked = job.current.stop_requested_at
     return reason | {
         "step": step,
         "took_s": None if asked is None else round(now - asked, 1),
         "killed": job.current.killed_at is not None,
+        "result": seen.result is not None,
     }
+
+
+def _lost(action: decide.Finish, seen: decide.Seen) -> bool:
+    """Whether the infrastructure ended it, and neither an error nor the deadline."""
+    cut_off = seen.result is None or seen.result.outcome == "interrupted"
+    return cut_off and action.reason is not Reason.DEADLINE

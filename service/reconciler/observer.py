@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from capsmodel.sidecar import LAST, BadCheckpointError, read_sidecar
 from service import reconcile as decide
 from service.cluster import RayJob, RayStatus
-from service.queue.job import Job, Kind
+from service.queue.job import Attempt, Job, Kind
 from service.reconciler.parts import Parts, Sight, records_of
 from workers import liveness
 from workers.attempt import (
@@ -24,6 +25,8 @@ SILENT_S = 3.0
 """A worker tells of itself about once a second. Its processes are looked for when it does not."""
 MAINS = ("worker", "driver")
 """Roles of the process that Ray starts for an attempt."""
+Notes = tuple[float | None, float | None, float | None]
+"""Times that the queue has noted of an attempt."""
 
 
 class Observer:
@@ -31,16 +34,15 @@ class Observer:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._since: float | None = None
         self._now = 0.0
         self._results: dict[str, float] = {}
+        self._notes: dict[str, tuple[Notes, float]] = {}
 
     def begin(self, now: float, running: Iterable[Job]) -> None:
-        """A new look at all jobs. A clock that was set back begins anew."""
+        """A new look at all jobs."""
         self._now = now
-        if self._since is None or self._since > now:
-            self._since = now
         current = {job.current.submission_id for job in running if job.current is not None}
+        self._notes = {id: found for id, found in self._notes.items() if id in current}
         self._results = {
             id: min(since, now) for id, since in self._results.items() if id in current
         }
@@ -49,28 +51,37 @@ class Observer:
         """Since when a result is known: files have the clock of another machine."""
         return self._results.setdefault(submission, self._now)
 
+    def _watched_s(self, attempt: Attempt) -> float:
+        """For how long its notes have been as they are, by a clock that nobody sets."""
+        notes = (attempt.gone_since, attempt.session_lost_at, attempt.killed_at)
+        known, since = self._notes.get(attempt.submission_id, (None, 0.0))
+        if known != notes:
+            since = time.monotonic()
+            self._notes[attempt.submission_id] = notes, since
+        return time.monotonic() - since
+
     def look(self, job: Job, sight: Sight) -> decide.Seen:
         """See what can be seen of a running job."""
         assert job.current is not None
-        assert self._since is not None
         folder = self._parts.folder(job)
         ray = RayJob(RayStatus.UNREACHABLE, sight.problem)
         if sight.seen is not None:
             ray = sight.seen.job(job.current.submission_id)
         result = _read_result(folder)
-        suspicious = not ray.status.alive or result is not None or self._silent(folder)
-        asked_to_leave = job.current.stop_requested_at is not None
         node = ray.node_id or job.current.node_id
+        node_dead = sight.seen is not None and node in sight.seen.dead_nodes
+        suspicious = not ray.status.alive or node_dead or result is not None or self._silent(folder)
+        asked_to_leave = job.current.stop_requested_at is not None
         return decide.Seen(
             ray=ray,
             session=sight.seen.session if sight.seen else None,
-            node_dead=sight.seen is not None and node in sight.seen.dead_nodes,
+            node_dead=node_dead,
             processes=_processes(folder) if suspicious or asked_to_leave else decide.Processes(),
             result=result,
             result_at=None if result is None else self._first_seen(job.current.submission_id),
             progress=_read_progress(folder),
             has_checkpoint=suspicious and self._has_checkpoint(job),
-            watched_s=self._now - self._since,
+            watched_s=self._watched_s(job.current),
         )
 
     def _silent(self, folder: AttemptFolder) -> bool:
@@ -97,16 +108,20 @@ class Observer:
 def _gained(checkpoints: Path, begun_at: int) -> bool:
     """Whether there is one beyond the step at which the attempt began.
 
-    The best one does not count, since it is taken over from the attempt before; the last one is
-    made when all is trained.
+    The best one does not count, since it is taken over from the attempt before. An attempt that
+    begins where all is trained gains nothing more: dying again and again, it is given up.
     """
-    return _newest_step(checkpoints) > begun_at or (checkpoints / "last.pt.json").exists()
+    return _newest_step(checkpoints) > begun_at
 
 
 def _newest_step(checkpoints: Path) -> int:
     names = (path.name for path in checkpoints.glob("step-*.pt.json"))
     steps = (name.removeprefix("step-").removesuffix(".pt.json") for name in names)
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
+    saved = max((int(step) for step in steps if step.isdecimal()), default=0)
+    try:
+        return max(saved, read_sidecar(checkpoints / LAST).step)
+    except BadCheckpointError:
+        return saved
 
 
 def _newest_step_before(attempt: Path) -> int:

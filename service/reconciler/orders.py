@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.demand import need_of
-from service.errors import JobNotFoundError
+from service.errors import JobNotFoundError, StaleJobError
 from service.queue.job import Job, Kind
 from service.queue.store import NewEvent
 from service.reconciler.parts import Parts
@@ -22,13 +22,35 @@ def submit(parts: Parts, job: Job) -> None:
     parts.store.update(job, event=event, attempt={"submitted_at": parts.now()})
 
 
-def wait_for_init(parts: Parts, job: Job) -> str:
-    """Why the job's initial weights are not there yet, if so."""
-    source = job.training.init_from
-    if source is None or source.job is None:
-        return ""
+def with_run(parts: Parts, job: Job) -> Job:
+    """The job with its run in MLflow.
+
+    A replica that was held up meanwhile may have made a second one, which it ends.
+
+    Raises:
+        TrackingUnavailableError: MLflow is away.
+        StaleJobError: The job was changed meanwhile.
+    """
+    experiment_id, run_id = parts.runs.ensure(job)
     try:
-        origin = parts.store.get(source.job)
+        return parts.store.update(job, experiment_id=experiment_id, run_id=run_id)
+    except StaleJobError:
+        if _has_another_run(parts, job, run_id):
+            parts.runs.drop(run_id)
+        raise
+
+
+def _has_another_run(parts: Parts, job: Job, run_id: str) -> bool:
+    try:
+        return parts.store.get(job.id).run_id not in (None, run_id)
+    except JobNotFoundError:
+        return True
+
+
+def wait_for_job(parts: Parts, source: str) -> str:
+    """Why the weights of a job that others begin with are not there yet, if so."""
+    try:
+        origin = parts.store.get(source)
     except JobNotFoundError:
         return ""  # the worker finds no checkpoint and says so
     if origin.state.terminal:

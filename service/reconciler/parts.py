@@ -26,6 +26,9 @@ class Runs(Protocol):
     def ensure(self, job: Job) -> tuple[str, str]:
         """The job's (experiment id, run id). Raises TrackingUnavailableError."""
 
+    def drop(self, run_id: str) -> None:
+        """End a run that was made for a job which has another. Raises TrackingUnavailableError."""
+
     def close(self, job: Job, folder: AttemptFolder | None) -> bool:
         """Send what is left of an ended job and give its run the final status, step by step.
 

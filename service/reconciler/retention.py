@@ -5,11 +5,10 @@ retried: all that a further attempt could begin from stays, down to the newest a
 whole checkpoint of its own, and what its result names; those of older attempts go.
 """
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 
+from capsmodel.sidecar import LAST, BadCheckpointError, read_own
 from service.queue.job import Job, Kind, State
 from workers.attempt import AttemptFolder
 
@@ -27,7 +26,7 @@ def prune(storage: Path, job: Job) -> None:
     for folder in [newest, *newest.earlier()]:
         if found and folder.checkpoints not in named:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        found = found or _has_own(folder.checkpoints)
+        found = found or _has_own(folder)
 
 
 def _keep_named(storage: Path, job: Job) -> None:
@@ -44,19 +43,18 @@ def _named_by_result(storage: Path, job: Job) -> set[Path]:
     return {(storage / reference["path"]).parent for reference in references}
 
 
-def _has_own(checkpoints: Path) -> bool:
-    """Whether one can be resumed from that the attempt has made, as far as its digest tells.
+def _has_own(folder: AttemptFolder) -> bool:
+    """Whether one can be resumed from that the attempt has made; by the worker's own rule.
 
     The best one does not count: an attempt takes it over from the one before.
     """
-    made = [*checkpoints.glob("step-*.pt"), *checkpoints.glob("last.pt")]
-    return any(_whole(path) for path in made)
+    made = [*folder.checkpoints.glob("step-*.pt"), folder.checkpoints / LAST]
+    return any(_is_own(path, folder.owner) for path in made)
 
 
-def _whole(path: Path) -> bool:
+def _is_own(path: Path, owner: str) -> bool:
     try:
-        expected = json.loads(path.with_name(f"{path.name}.json").read_bytes())["sha256"]
-        with path.open("rb") as file:
-            return bool(hashlib.file_digest(file, "sha256").hexdigest() == expected)
-    except (OSError, ValueError, KeyError, TypeError):
+        read_own(path, owner)
+    except BadCheckpointError:
         return False
+    return True

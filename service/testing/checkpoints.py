@@ -9,12 +9,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from capsmodel.sidecar import (
+    BEST,
+    LAST,
+    BadCheckpointError,
+    CheckpointInfo,
+    read_info,
+    sidecar_of,
+    write_sidecar,
+)
 from workers.attempt import AttemptFolder, CheckpointRef, Kept, write_atomic
-
-SIDECAR_VERSION = 2
-"""SCHEMA_VERSION of `capsmodel.checkpoint`."""
-BEST = "best.pt"
-LAST = "last.pt"
 
 
 @dataclass(frozen=True)
@@ -78,28 +82,18 @@ class PlayedCheckpoints:
         return sorted(self.folder.checkpoints.glob("step-*.pt"), reverse=True)
 
     def _write(self, name: str, content: bytes, step: int) -> None:
-        fields = {
-            "schema_version": SIDECAR_VERSION,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "size": len(content),
-            "epoch": 0,
-            "step": step,
-            "owner": self.folder.owner,
-        }
-        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        sidecar = {**fields, "sidecar_sha256": hashlib.sha256(canonical.encode()).hexdigest()}
-        write_atomic(self._path(name), content)
-        write_atomic(_sidecar(self._path(name)), json.dumps(sidecar).encode())
+        path = self._path(name)
+        write_atomic(path, content)
+        digest = hashlib.sha256(content).hexdigest()
+        write_sidecar(CheckpointInfo(path, digest, 0, step, self.folder.owner), len(content))
 
 
 def whole_step(path: Path) -> int | None:
     """The step that a checkpoint's sidecar tells; None unless the file is there and whole."""
     try:
-        sidecar = json.loads(_sidecar(path).read_bytes())
-        whole = hashlib.sha256(path.read_bytes()).hexdigest() == sidecar["sha256"]
-    except FileNotFoundError:
+        return read_info(path).step
+    except BadCheckpointError:
         return None
-    return int(sidecar["step"]) if whole else None
 
 
 def newest_of(folders: list[AttemptFolder]) -> PlayedCheckpoints | None:
@@ -108,10 +102,6 @@ def newest_of(folders: list[AttemptFolder]) -> PlayedCheckpoints | None:
     return next((found for found in played if found.newest() is not None), None)
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    _sidecar(path).unlink(missing_ok=True)
+    sidecar_of(path).unlink(missing_ok=True)

@@ -32,13 +32,18 @@ class FakeRuns:
                 with crashing("mlflow.create-experiment"), suppress(MlflowRefusalError):
                     self.mlflow.create_experiment(name)
             experiment = self.mlflow.experiments[name]
-            ours = f"tags.`{TAG_JOB}` = '{job.id}' AND tags.`{TAG_KIND}` = '{job.kind}'"
-            if found := self.mlflow.search([experiment], ours):
+            if found := self.mlflow.search([experiment], _of(job)):
                 return experiment, found[0].id
             tags = {**job.spec.labels, TAG_JOB: job.id, TAG_KIND: job.kind.value}
             with crashing("mlflow.create-run"):
                 run = self.mlflow.create_run(experiment, job.spec.name, tags, 0)
             return experiment, run.id
+
+    def drop(self, run_id: str) -> None:
+        """End a run that was made for a job which has another."""
+        with _told():
+            self.mlflow.ping()
+            self._end(run_id, "KILLED")
 
     def close(self, job: Job, folder: AttemptFolder | None = None) -> bool:
         """Give the run its final status; one that refuses counts as closed.
@@ -49,9 +54,10 @@ class FakeRuns:
         with _told():
             self._tag(job.run_id, "caps.state", job.state.value)
             self._end(job.run_id, FINAL_STATUS[job.state])
-            of_trials = f"tags.`{TAG_PARENT}` = '{job.run_id}' AND attributes.status = 'RUNNING'"
-            for run in self.mlflow.search([job.experiment_id or ""], of_trials):
-                self._end(run.id, "KILLED")
+            for which in (_of(job), f"tags.`{TAG_PARENT}` = '{job.run_id}'"):
+                running = f"{which} AND attributes.status = 'RUNNING'"
+                for run in self.mlflow.search([job.experiment_id or ""], running):
+                    self._end(run.id, "KILLED")
         return True
 
     def _end(self, run_id: str, status: str) -> None:
@@ -70,6 +76,10 @@ class FakeRuns:
             return
         with crashing("mlflow.set-tag"):
             run.tags[key] = value
+
+
+def _of(job: Job) -> str:
+    return f"tags.`{TAG_JOB}` = '{job.id}' AND tags.`{TAG_KIND}` = '{job.kind}'"
 
 
 @contextmanager

@@ -2,15 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row
-
 from chaos.kills import Hit, Kill
-from chaos.verdict import Books
 from workers.attempt import AttemptFolder
 
 ONE = "one worker killed -> training again"
@@ -48,8 +45,14 @@ class Times:
         ]
 
 
-def measure(kills: list[Kill], books: Books, storage: Path) -> Times:
-    """The times of all kills that nothing else disturbed."""
+def measure(kills: list[Kill], events: Mapping[str, Sequence[Any]], storage: Path) -> Times:
+    """The times of all kills that nothing else disturbed.
+
+    Args:
+        kills: All of the storm.
+        events: The queue's, by job.
+        storage: Where the attempts' folders are.
+    """
     times = Times()
     for kill in kills:
         if kill.kind == "control plane":
@@ -59,7 +62,7 @@ def measure(kills: list[Kill], books: Books, storage: Path) -> Times:
         for hit in kill.hits:
             if hit.workers == 0 or not hit.training:
                 continue  # a search's driver has no step of its own
-            seconds = _training_again(kill, hit, kills, books, storage)
+            seconds = _training_again(kill, hit, kills, events[hit.job], storage)
             if seconds is None:
                 times.left_out += 1
             else:
@@ -74,18 +77,28 @@ def _row(kill: Kill, hit: Hit) -> str:
 
 
 def _training_again(
-    kill: Kill, hit: Hit, kills: list[Kill], books: Books, storage: Path
+    kill: Kill, hit: Hit, kills: list[Kill], events: Sequence[Any], storage: Path
 ) -> float | None:
-    progress = AttemptFolder(storage, hit.job, hit.attempt + 1).read_progress()
-    if progress is None or progress.first_step_at is None:
+    """Seconds until the job trains again; None where more than this kill kept it from that."""
+    again = _trains_at(hit, events, storage)
+    if again is None:
         return None
-    again = progress.first_step_at
     if any(kill.at < other.at < again and _disturbs(other, hit) for other in kills):
         return None
-    between = [event for event in books.events[hit.job] if kill.at - 5 < event.at < again]
-    if any(event.type.endswith("-requested") or _backs_off(event) for event in between):
+    between = [event for event in events if kill.at - 5 < event.at < again]
+    if any(event.type.endswith("-requested") or _backs_off(event, hit) for event in between):
         return None
     return again - kill.at
+
+
+def _trains_at(hit: Hit, events: Sequence[Any], storage: Path) -> float | None:
+    """When the first later attempt that trains did its first step; those before were lost too."""
+    for event in events:
+        if event.type == "started" and event.attempt > hit.attempt:
+            progress = AttemptFolder(storage, hit.job, event.attempt).read_progress()
+            if progress is not None and progress.first_step_at is not None:
+                return progress.first_step_at
+    return None
 
 
 def _disturbs(kill: Kill, hit: Hit) -> bool:
@@ -93,9 +106,13 @@ def _disturbs(kill: Kill, hit: Hit) -> bool:
     return kill.kind not in ("worker", "together") or hit.job in {h.job for h in kill.hits}
 
 
-def _backs_off(event: Row[Any]) -> bool:
-    """Whether the queue waits on purpose: the attempt was not the first to be lost for nothing."""
-    return event.type == "requeued" and bool(json.loads(event.data).get("delay_s"))
+def _backs_off(event: Any, hit: Hit) -> bool:
+    """Whether the queue waits on purpose: the attempt was not the first to be killed for nothing.
+
+    Where it waits since a later attempt was lost by itself, that is part of the time.
+    """
+    mine = event.type == "requeued" and event.attempt == hit.attempt
+    return mine and bool(json.loads(event.data).get("delay_s"))
 
 
 def _percentile(seconds: list[float], percent: int) -> float | None:

@@ -203,7 +203,7 @@ class Storm:
             attempts=sum(map(len, books.attempts.values())),
             unanswered=self.stream.unanswered,
             points=points,
-            times=measure(kills, books, storage),
+            times=measure(kills, books.events, storage),
             seconds=time.monotonic() - self._begun,
             wrong=wrong + untracked,
         )

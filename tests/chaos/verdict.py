@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Row, create_engine, text
 
 from chaos.kills import Kill
+from chaos.losses import LOST, lost_in_a_row
 from chaos.stream import Accepted
 from workers.attempt import AttemptFolder
 from workers.spool import points_from, spools_of
@@ -18,7 +19,6 @@ from workers.spool import points_from, spools_of
 TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 ACCEPTANCES = ("submitted", "retry-requested", "retry-failed")
 RUN_STATUS = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
-LOST = ("worker-lost", "node-lost", "interrupted")
 POISON = 3
 
 
@@ -51,10 +51,11 @@ def judge_queue(
     wrong += [f"nobody submitted job {job}" for job in books.jobs.keys() - accepted.keys()]
     if Counter(books.keys.values()).most_common(1)[0][1] > 1 or set(books.keys) != keys:
         wrong.append(f"keys and jobs do not match: {books.keys}")
-    hits = Counter(hit.job for kill in kills for hit in kill.hits)
+    struck = {(hit.job, hit.attempt) for kill in kills for hit in kill.hits}
     for job in accepted.keys() & books.jobs.keys():
+        losses = lost_in_a_row(books.attempts[job], books.events[job], struck, storage)
         found = [
-            *_state(books, accepted[job], hits[job]),
+            *_state(books, accepted[job], losses),
             *_events(books, job),
             *_attempts(books, job),
             *_result(books, job, storage),
@@ -63,7 +64,7 @@ def judge_queue(
     return wrong
 
 
-def _state(books: Books, accepted: Accepted, hits: int) -> Iterable[str]:
+def _state(books: Books, accepted: Accepted, losses: int) -> Iterable[str]:
     """One terminal state, and one that the user's wishes and the kills allow."""
     row = books.jobs[accepted.id]
     asked = accepted.asked + accepted.unsure
@@ -71,8 +72,8 @@ def _state(books: Books, accepted: Accepted, hits: int) -> Iterable[str]:
         yield f"stuck in {row.state}, desired {row.desired}: {row.waiting_reason}"
     elif row.state == "CANCELLED" and "cancel" not in asked:
         yield "CANCELLED, and nobody asked for it"
-    elif row.state == "FAILED" and not (row.reason in LOST and hits >= POISON):
-        yield f"FAILED: {row.reason}: {row.evidence}"
+    elif row.state == "FAILED" and not (row.reason in LOST and losses >= POISON):
+        yield f"FAILED: {row.reason}: {row.evidence}; in a row it was killed {losses} times"
     if not row.run_closed and row.run_id is not None:
         yield "its run is not closed"
 

@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Row, text
 
-from proofs.work import Achieving, Work
+from proofs.work import Achieving, Head, Work
 from service.queue.job import State
 from service.queue.store import Store
 from service.testing.mlflow import FakeMlflow
@@ -19,6 +19,7 @@ STATE_AFTER = {
     "submitted": "QUEUED",
     "started": "RUNNING",
     "requeued": "QUEUED",
+    "unpaused": "QUEUED",
     "retry-requested": "QUEUED",
     "retry-failed": "QUEUED",
     "paused": "PAUSED",
@@ -89,6 +90,7 @@ class Books:
     store: Store
     workers: Workers
     mlflow: FakeMlflow
+    ray: Head
     jobs: dict[str, Entry] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -97,16 +99,16 @@ class Books:
     replayed: set[tuple[int, str]] = field(default_factory=set)
     strict: bool = True
     """Whether no process may live on beside its successor, or after its job's end. Otherwise,
-    where clocks jump or a replica slept, such a process must at least be fenced."""
+    where a replica slept, such a process must at least be fenced."""
 
     def __post_init__(self) -> None:
-        self.work = Work(self.workers, self._breach)
+        self.work = Work(self.workers, self.ray, self._breach)
 
-    def lose_head(self, over: Collection[tuple[str, int]]) -> None:
-        """The head dies now; the processes of these attempts are over, or have had their say."""
+    def lose_head(self) -> None:
+        """The head dies now."""
         self.check()
         running = [(id, e.attempt) for id, e in self.jobs.items() if e.state == "RUNNING"]
-        self.work.lose_head(running, over)
+        self.work.orphans.update(running)
 
     def accept(self, job_id: str, key: str | None) -> None:
         """A job was accepted, or found by its key."""
@@ -128,7 +130,8 @@ class Books:
             rows = connection.execute(
                 text(
                     "SELECT id, state, desired, attempt, version, reason, evidence, result, "
-                    "finished_at, (SELECT count(*) FROM attempts WHERE job_id = jobs.id) AS made, "
+                    "losses, finished_at, "
+                    "(SELECT count(*) FROM attempts WHERE job_id = jobs.id) AS made, "
                     "(SELECT max(number) FROM attempts WHERE job_id = jobs.id) AS newest, "
                     "(SELECT count(*) FROM attempts WHERE job_id = jobs.id AND ended_at IS NULL) "
                     "AS open_attempts FROM jobs"
@@ -198,6 +201,7 @@ class Books:
         self._breach("double commit", twice, f"{what}: {entry.ends} ends, {entry.retries} retries")
         self._check_result(row, entry, what)
         if not terminal:
+            self.work.check_losses(row)
             return
         now = (row.state, row.reason, row.evidence, row.result, row.attempt, row.finished_at)
         entry.frozen = entry.frozen or now

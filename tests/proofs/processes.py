@@ -14,13 +14,14 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from service.cluster import RayCluster
 from service.errors import CapsError
 from service.queue.job import Desired, Kind
 from service.queue.store import Store
-from service.reconciler import ReconcilerLoop
+from service.reconciler import ReconcilerLoop, observer
 from service.runs import MlflowRuns
 from service.settings import Settings
 from service.testing.clock import FakeClock
@@ -64,6 +65,7 @@ class ControlPlane:
         )
         self._cluster, runs = RayCluster(world["ray"]), MlflowRuns(world["mlflow"])
         now = self.clock.wall
+        vars(observer)["time"] = SimpleNamespace(time=now, monotonic=self.clock.passed)
         self._loop = ReconcilerLoop(self._store, self._cluster, runs, settings, now=now)
 
     def close(self) -> None:

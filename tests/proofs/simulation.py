@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from proofs.books import Books
 from service.errors import CapsError, JobConflictError, JobNotFoundError
 from service.queue.job import Desired
 from service.queue.store import Store
-from service.reconciler import ReconcilerLoop, observer
+from service.reconciler import ReconcilerLoop, observer, waiting
 from service.settings import Settings
 from service.testing.clock import FakeClock
 from service.testing.cluster import FakeCluster
@@ -38,9 +39,27 @@ SETTLES_WITHIN_S = 1800.0
 than 600 s, and few of them follow one another."""
 REPLICAS = 2
 DEMO = PRESETS["demo"]
-POISONS: tuple[dict[str, Any], ...] = ({"dies_at": 3}, {"terminated": True})
-"""Habits that keep an attempt from leaving a new checkpoint: the first attempt may leave one, and
-later ones die before the next; or the node ends all that is started there at once."""
+ON_GPU = "on-gpu"
+"""The name of jobs that ask for a GPU."""
+A_GPU = ResourcesConfig(cpus_per_worker=1, gpus_per_worker=1)
+A_SMALL_LOOK = {"PAGE": 2, "LOOKED_AT": 3, "ENOUGH_WITHOUT_ROOM": 2}
+"""How much of the queue is looked at in a tick: less than there is, as in a long queue."""
+
+
+@dataclass(frozen=True)
+class Poison:
+    """Why no attempt of a job comes to its end, and none but the first leaves a new checkpoint."""
+
+    habits: dict[str, Any]
+    dies_at_its_end: bool = False
+    """Between the last checkpoint and the result."""
+
+
+POISONS = (
+    Poison({"dies_at": 3}),  # later attempts die before their first checkpoint
+    Poison({"terminated": True}),  # the node ends at once all that is started there
+    Poison({}, dies_at_its_end=True),
+)
 
 
 class Killed(BaseException):
@@ -71,8 +90,16 @@ class Simulation:
             [FakeNode("here", 3), FakeNode("there-1", 2), FakeNode("there-2", 2)],
             passed=self.clock.passed,
             spawn=self._spawn,
-            orphan_lives_s=lambda timeout: self.random.choice((0.0, timeout / 2, timeout + 2.9)),
+            orphan_lives_s=lambda timeout: self.random.choice(self.orphans_live_s(timeout)),
         )
+        self.orphans_live_s: Callable[[float], tuple[float, ...]] = lambda timeout: (
+            0.0,
+            timeout / 2,
+            timeout + 2.9,
+        )
+        """Seconds, one of which is drawn."""
+        self.gpu_node: FakeNode | None = None
+        """Comes and goes, unlike the others."""
         self.mlflow = FakeMlflow()
         self.settings = Settings(
             home=folder,
@@ -82,15 +109,18 @@ class Simulation:
             ray_reconnect_timeout_s=self.ray.reconnect_timeout_s,
         )
         self.replicas = [self._replica() for _ in range(REPLICAS)]
-        self.books = Books(store, self.fakes, self.mlflow)
-        self.poison: dict[str, dict[str, Any]] = {}
-        """Habits of jobs that come to nothing."""
+        self.books = Books(store, self.fakes, self.mlflow, self.ray)
+        self.habits: dict[str, dict[str, Any]] = {}
+        """Of the workers of certain jobs."""
+        self.dies_at_its_end: set[str] = set()
+        """Jobs whose workers die when all is trained, before they can say so."""
         self.settled_after_s = 0.0
         self.kills: Counter[str] = Counter()
         self.healthy_spawns = False
         self.head_chance = 0.04
         self.keys: dict[str, TrainSpec] = {}
         self.log: list[str] = []
+        self._acting: FakeWorker | None = None
         self._points_left: int | None = None
         self._at_point: Callable[[], None] | None = None
 
@@ -101,8 +131,11 @@ class Simulation:
             patch.setattr(liveness, "living", self.fakes.living)
             patch.setattr(liveness, "elsewhere", self.fakes.elsewhere)
             patch.setattr(liveness, "kill", self.fakes.kill)
-            patch.setattr(observer, "time", SimpleNamespace(time=self.clock.wall))
+            times = SimpleNamespace(time=self.clock.wall, monotonic=self.clock.passed)
+            patch.setattr(observer, "time", times)
             patch.setattr(crash, "reached", self._reached)
+            for name, number in A_SMALL_LOOK.items():
+                patch.setattr(waiting, name, number)
             yield self
 
     def _replica(self) -> ReconcilerLoop:
@@ -123,13 +156,16 @@ class Simulation:
             if self.random.random() < 0.3:
                 habits["starts_at"] = self.clock.passed() + self.random.uniform(0.0, 12.0)
         job, attempt = submission.metadata["caps_job"], int(submission.metadata["caps_attempt"])
-        habits |= self.poison.get(job, {})
+        habits |= self.habits.get(job, {})
         host = submission.node.id.partition("/")[0]
         return self.fakes.start(job, attempt, host, **habits)
 
     # ------------------------------------------------------------------------- crash points
 
     def _reached(self, point: str) -> None:
+        worker = self._acting if point == "before:worker.result" else None
+        if worker and worker.job in self.dies_at_its_end and worker.step >= worker.steps:
+            self._kill()
         if self._points_left is None:
             return
         self._points_left -= 1
@@ -156,10 +192,11 @@ class Simulation:
 
     # --------------------------------------------------------------------------- the users
 
-    def submit(self, key: str | None = None, kill_at: int | None = None) -> str | None:
+    def submit(
+        self, key: str | None = None, kill_at: int | None = None, spec: TrainSpec | None = None
+    ) -> str | None:
         """A job comes; None where the API was killed before it could answer."""
-        spec = self.keys.get(key) if key else None
-        spec = spec or self._spec()
+        spec = (self.keys.get(key) if key else None) or spec or self._spec()
         if key:
             self.keys[key] = spec
         made: list[str] = []
@@ -173,11 +210,26 @@ class Simulation:
             self.books.accept(made[0], key)
         return made[0] if made else None
 
-    def submit_poison(self, number: int) -> None:
+    def submit_for_gpu(self) -> None:
+        """A job comes that waits for a node with a GPU, ahead of most others."""
+        asked = {"name": ON_GPU, "resources": A_GPU, "priority": 5}
+        self.submit(spec=self._spec().model_copy(update=asked))
+
+    def queue_for_gpu(self) -> None:
+        """No node has a GPU, and more wait for one than are looked at in one tick; one behind."""
+        self.gpu_goes()
+        for _ in range(A_SMALL_LOOK["LOOKED_AT"] + 1):
+            self.submit_for_gpu()
+        self.submit()
+
+    def submit_poison(self, number: int) -> str | None:
         """A job comes that no attempt can bring to its end."""
         if (job_id := self.submit()) is not None:
             self.note(f"{job_id} is poison {number}")
-            self.poison[job_id] = {"steps": 6, **POISONS[number]}
+            self.habits[job_id] = {"steps": 6, **POISONS[number].habits}
+            if POISONS[number].dies_at_its_end:
+                self.dies_at_its_end.add(job_id)
+        return job_id
 
     def _spec(self) -> TrainSpec:
         draw = self.random
@@ -272,11 +324,14 @@ class Simulation:
     def work(self, worker: FakeWorker, kill_at: int | None = None) -> None:
         """A process does its next little thing; killed at its n-th write."""
         try:
+            self._acting = worker
             with self.at_point(kill_at, self._kill) if kill_at else nullcontext():
                 worker.act()
         except Killed:
             self.kills["worker"] += 1
             worker.kill()
+        finally:
+            self._acting = None
 
     def work_all(self) -> None:
         """Every process does its next little thing."""
@@ -311,13 +366,13 @@ class Simulation:
         """The head dies."""
         self.note("head killed")
         self.kills["head"] += 1
-        over = {(w.job, w.attempt) for w in self.fakes.workers if w.done or not w.lives}
-        self.books.lose_head(over)
+        self.books.lose_head()
         self.ray.kill_head()
 
     def start_head(self) -> None:
-        """A new one is there."""
+        """A new one is there. Machines that are gone do not come back with it."""
         self.note("head started")
+        self.ray.nodes = [node for node in self.ray.nodes if node.alive]
         self.ray.start_head()
 
     def kill_node(self, node: FakeNode) -> None:
@@ -325,16 +380,35 @@ class Simulation:
         self.note(f"node {node.id} killed")
         self.kills["node"] += 1
         self.ray.kill_node(node)
-        self.ray.replace_node(node)
+        fresh = self.ray.replace_node(node)
+        if node is self.gpu_node:
+            self.gpu_node = fresh
+
+    def gpu_comes(self) -> None:
+        """A machine with a GPU joins, unless there is one."""
+        if self.gpu_node is None:
+            self.note("a node with a GPU joins")
+            self.gpu_node = FakeNode(f"gpu/{len(self.log)}", cpus=2, gpus=1.0)
+            self.ray.nodes.append(self.gpu_node)
+
+    def gpu_goes(self) -> None:
+        """That machine dies, and none takes its place."""
+        if self.gpu_node is not None:
+            self.note(f"node {self.gpu_node.id} killed, and not replaced")
+            self.kills["node"] += 1
+            self.ray.kill_node(self.gpu_node)
+            self.gpu_node = None
 
     def set_clock(self, seconds: float) -> None:
-        """Somebody sets the wall clock."""
+        """Somebody sets the wall clock, which is the database's too. Replicas see time pass."""
         self.note(f"clock set by {seconds:.0f} s")
-        self.books.strict = False
         self.clock.set_by(seconds)
 
-    def lie(self) -> None:
-        """The head says FAILED of a job that runs, for a moment: for less than CONFIRM_S."""
+    def lie(self, set_clock_s: float = 0.0) -> None:
+        """The head says FAILED of a job that runs, for a moment: for less than CONFIRM_S.
+
+        Meanwhile somebody may set the clock.
+        """
         running = [s for s in self.ray.submissions.values() if s.lives]
         if not running or not (self.ray.reachable and self.ray.head_lives):
             return
@@ -345,13 +419,19 @@ class Simulation:
             self.tick()
             self.books.check()
             self.clock.sleep(seconds)
+            if set_clock_s:
+                self.set_clock(set_clock_s)
+                set_clock_s = 0.0
         submission.failed_falsely = False
         self.tick()
 
     # ------------------------------------------------------------------------------ the end
 
     def settle(self) -> int:
-        """All faults end; the number of jobs that reach no end all the same."""
+        """All faults end; the number of jobs that reach no end all the same.
+
+        Where no node has a GPU, first those have to reach it that need none.
+        """
         self.note("all faults end")
         if not self.ray.head_lives:
             self.start_head()
@@ -360,30 +440,35 @@ class Simulation:
         self.healthy_spawns = True
         for worker in self.alive():
             worker.frozen = worker.deaf = worker.lingers = False
+        if self.gpu_node is None and (stuck := self._settle(but=ON_GPU)):
+            return stuck
+        self.gpu_comes()
+        return self._settle()
+
+    def _settle(self, but: str = "") -> int:
+        """Let time pass until all jobs but those of a name have settled; how many do not."""
         begun, round = self.clock.passed(), 0
         while (after_s := self.clock.passed() - begun) < SETTLES_WITHIN_S:
             self.tick(round % REPLICAS)
             self.work_all()
             self.books.check()
-            if self._settled():
-                self.settled_after_s = after_s
+            if not (self.unsettled(but) or self.alive()):
+                self.settled_after_s = max(self.settled_after_s, after_s)
                 return 0
             self.clock.sleep(1.0 if after_s < 150.0 else 5.0)
             round += 1
-        return len(self.unsettled()) or len(self.alive())
+        return len(self.unsettled(but)) or len(self.alive())
 
-    def _settled(self) -> bool:
-        return not (self.unsettled() or self.alive())
-
-    def unsettled(self) -> list[Any]:
+    def unsettled(self, but: str = "") -> list[Any]:
         """Jobs that have not reached where they are to stay, or are not cleared away."""
-        waiting = text(
-            "SELECT id, state, desired, attempt, waiting_reason, run_closed FROM jobs WHERE NOT ("
+        unsettled = text(
+            "SELECT id, name, state, desired, attempt, waiting_reason, run_closed FROM jobs "
+            "WHERE name != :but AND NOT ("
             "(state = 'PAUSED' AND desired = 'pause') OR (state IN ('SUCCEEDED', 'FAILED', "
             "'CANCELLED') AND desired != 'delete' AND (run_id IS NULL OR run_closed)))"
         )
         with self.store.engine.connect() as connection:
-            return list(connection.execute(waiting))
+            return list(connection.execute(unsettled, {"but": but}))
 
 
 def empty(store: Store, folder: Path) -> None:

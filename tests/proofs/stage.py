@@ -120,7 +120,7 @@ class Stage:
         self.mlflow = FakeMlflow()
         self.ray = FakeRay(passed=self.clock.passed, spawn=self._spawn)
         self.workers: list[Played] = []
-        self.books = Books(self.store, self, self.mlflow)
+        self.books = Books(self.store, self, self.mlflow, self.ray)
         self._exits = ExitStack()
         self._control: Child | None = None
 

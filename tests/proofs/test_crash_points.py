@@ -59,6 +59,7 @@ def loses_the_head(stage: Stage) -> str:
     """The head dies, and its orphans some time later."""
     job = stage.submit(DEMO)
     stage.until_working(job)
+    stage.books.lose_head()
     stage.ray.kill_head()
     stage.control("tick")
     stage.ray.start_head()

@@ -25,6 +25,9 @@ pytestmark = [
 
 Patch = pytest.MonkeyPatch
 
+DOUBLED = "overlap|two may commit|alive after"
+MISCOUNTED = "losses miscounted|poison goes on|given up too early"
+
 
 def no_proof_after_the_heads_death(patch: Patch) -> None:
     """A new attempt as soon as another session is seen."""
@@ -106,6 +109,69 @@ def the_best_checkpoint_counts_as_progress(patch: Patch) -> None:
     patch.setattr(observer.Observer, "look", indulgent)
 
 
+def where_an_attempt_began_is_not_looked_at(patch: Patch) -> None:
+    """Whatever checkpoint it has made counts, also one of the step from which it went on."""
+    gained = observer._gained
+    patch.setattr(observer, "_gained", lambda checkpoints, begun_at: gained(checkpoints, 0))
+
+
+def the_last_checkpoint_always_counts(patch: Patch) -> None:
+    """Also where all was trained before the attempt began."""
+    gained = observer._gained
+
+    def indulgent(checkpoints: Path, begun_at: int) -> bool:
+        return gained(checkpoints, begun_at) or (checkpoints / "last.pt.json").exists()
+
+    patch.setattr(observer, "_gained", indulgent)
+
+
+def a_dead_head_sets_losses(patch: Patch, losses: Callable[[Job, bool], int]) -> None:
+    """By the job, and by whether the attempt has gained anything."""
+    after_loss = decide._after_loss
+
+    def other(job: Job, attempt: Any, seen: decide.Seen, *why: Any) -> decide.Action:
+        action = after_loss(job, attempt, seen, *why)
+        if isinstance(action, decide.Requeue) and decide._session_lost(attempt, seen):
+            return replace(action, losses=losses(job, seen.has_checkpoint))
+        return action
+
+    patch.setattr(decide, "_after_loss", other)
+
+
+def a_dead_head_hides_what_was_gained(patch: Patch) -> None:
+    """The losses before it are counted on."""
+    a_dead_head_sets_losses(patch, lambda job, gained: job.losses)
+
+
+def a_dead_head_forgives_all(patch: Patch) -> None:
+    """The losses before it are forgotten, though nothing was gained."""
+    a_dead_head_sets_losses(patch, lambda job, gained: 0)
+
+
+def the_clock_proves_death(patch: Patch) -> None:
+    """However little time this control plane itself has seen pass."""
+    patch.setattr(decide, "_waited_s", lambda since, seen, now: now - since)
+
+
+def who_finds_no_room_holds_others_up(patch: Patch) -> None:
+    """Though what he waits for is not there, and they need something else."""
+
+    def over(look: waiting.Look) -> bool:
+        return look.without_room >= waiting.ENOUGH_WITHOUT_ROOM
+
+    patch.setattr(waiting.Look, "over", property(over))
+
+
+def nobody_looks_behind_the_head(patch: Patch) -> None:
+    """Only so many jobs of the queue are ever looked at."""
+    look_behind = waiting.WaitingJobs._look_behind
+
+    def first_ones(self: waiting.WaitingJobs, last: Job | None, look: waiting.Look) -> Job | None:
+        return look_behind(self, None, look) if last is None else last
+
+    patch.setattr(waiting.WaitingJobs, "_look_behind", first_ones)
+
+
 def nothing_but_the_best_is_kept(patch: Patch) -> None:
     """Of an ended job's checkpoints those go from which it would go on."""
 
@@ -136,14 +202,21 @@ def deleted_before_it_is_closed(patch: Patch) -> None:
 @pytest.mark.parametrize(
     ("mutation", "seen_as"),
     [
-        (no_proof_after_the_heads_death, "overlap|two may commit|alive after"),
-        (one_word_of_ray_is_enough, "overlap|two may commit|alive after"),
-        (no_session_of_the_attempt, "overlap|two may commit|alive after|given up too early"),
-        (no_compare_and_set, "stale|twice|double|changed after|without an event"),
+        (no_proof_after_the_heads_death, DOUBLED),
+        (one_word_of_ray_is_enough, DOUBLED),
+        (no_session_of_the_attempt, f"{DOUBLED}|{MISCOUNTED}"),
+        (no_compare_and_set, "stale|twice|double|open attempt|changed after|without an event"),
         (results_of_any_attempt, "stale commit|alive after"),
         (lost_jobs_are_not_looked_at, "stuck"),
         (ray_is_called_before_the_commit, "alive after|two may commit"),
-        (the_best_checkpoint_counts_as_progress, "poison goes on"),
+        (the_best_checkpoint_counts_as_progress, MISCOUNTED),
+        (where_an_attempt_began_is_not_looked_at, MISCOUNTED),
+        (the_last_checkpoint_always_counts, MISCOUNTED),
+        (a_dead_head_hides_what_was_gained, MISCOUNTED),
+        (a_dead_head_forgives_all, MISCOUNTED),
+        (the_clock_proves_death, DOUBLED),
+        (who_finds_no_room_holds_others_up, "stuck"),
+        (nobody_looks_behind_the_head, "stuck"),
         (nothing_but_the_best_is_kept, "work thrown away"),
         (deleted_before_it_is_closed, "run left open"),
     ],

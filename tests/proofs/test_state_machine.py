@@ -66,6 +66,10 @@ class Machine(RuleBasedStateMachine):
     def submit_poison(self, number: int) -> None:
         self.world.submit_poison(number)
 
+    @rule()
+    def submit_for_gpu(self) -> None:
+        self.world.submit_for_gpu()
+
     @rule(number=st.integers(0, 3), death=DEATH)
     def submit_with_a_key(self, number: int, death: int | None) -> None:
         self.world.submit(f"key-{number}", kill_at=death)
@@ -204,6 +208,13 @@ class Machine(RuleBasedStateMachine):
         nodes = [node for node in self.world.ray.nodes if node.alive]
         self.world.kill_node(nodes[index % len(nodes)])
 
+    @rule(there=st.booleans())
+    def a_gpu_comes_or_goes(self, there: bool) -> None:
+        if there:
+            self.world.gpu_comes()
+        else:
+            self.world.gpu_goes()
+
     @rule(reachable=st.booleans())
     def ray_is_away_or_back(self, reachable: bool) -> None:
         self.world.ray.reachable = reachable
@@ -212,9 +223,9 @@ class Machine(RuleBasedStateMachine):
     def an_answer_is_lost(self) -> None:
         self.world.ray.answers_to_lose = 1
 
-    @rule()
-    def ray_says_failed_falsely(self) -> None:
-        self.world.lie()
+    @rule(set_clock_s=st.sampled_from((0.0, 0.0, 3600.0, -3600.0)))
+    def ray_says_failed_falsely(self, set_clock_s: float) -> None:
+        self.world.lie(set_clock_s)
 
     @rule(away=st.booleans())
     def mlflow_is_away_or_back(self, away: bool) -> None:
@@ -224,7 +235,7 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.world.clock.sleep(seconds)
 
-    @rule(seconds=st.floats(-3600.0, 86_400.0))
+    @rule(seconds=st.sampled_from((60.0, 3600.0, -60.0, -3600.0)) | st.floats(-3600.0, 86_400.0))
     def the_clock_is_set(self, seconds: float) -> None:
         self.world.set_clock(seconds)
 

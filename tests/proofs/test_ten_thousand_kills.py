@@ -19,6 +19,9 @@ from workers.attempt import Reason
 SEED = 20_000
 KILLS_A_ROUND = 250
 JOBS_AT_ONCE = 8
+FOR_GPU = 0.15
+"""The share of jobs that ask for a GPU, while such a node comes and goes."""
+CLOCK_STEPS_S = (60.0, 3600.0, 86_400.0, -60.0, -3600.0)
 
 pytestmark = pytest.mark.parametrize("simulated_store", ["sqlite", "postgresql"], indirect=True)
 
@@ -70,13 +73,18 @@ def kill_loop(
 
 
 def play(world: Simulation, kills: int, number: int) -> None:
-    """One round. Every fourth also sets the clock, every fourth has replicas that sleep."""
+    """One round. Every fourth also sets the clock, every fourth has replicas that sleep.
+
+    At the end of every third there is a queue for a GPU that no node has.
+    """
     with world.patched():
         for poison in range(len(POISONS)):
             world.submit_poison(poison)
         while world.kills.total() < kills:
             step(world, sets_clock=number % 4 == 1, stalls=number % 4 == 3)
             world.books.check()
+        if number % 3 == 2:
+            world.queue_for_gpu()
         stuck = world.settle()
         world.books.counts["stuck"] += stuck
         assert stuck == 0, f"stuck: {world.unsettled()}, alive: {world.alive()}"
@@ -122,6 +130,8 @@ def recover(world: Simulation) -> None:
         world.ray.reachable = True
     if world.mlflow.away and draw.random() < 0.2:
         world.mlflow.away = False
+    if world.gpu_node is None and draw.random() < 0.05:
+        world.gpu_comes()
 
 
 def users(world: Simulation) -> None:
@@ -134,7 +144,10 @@ def users(world: Simulation) -> None:
         key = f"key-{len(world.keys)}" if draw.random() < 0.3 else None
         if key is None and world.keys and draw.random() < 0.1:
             key = draw.choice(list(world.keys))  # a client that has not heard the answer
-        world.submit(key, kill_at=maybe(draw, 0.1, 2))
+        if key is None and draw.random() < FOR_GPU:
+            world.submit_for_gpu()
+        else:
+            world.submit(key, kill_at=maybe(draw, 0.1, 2))
     if open_jobs and draw.random() < 0.15:
         verb = draw.choice((world.pause, world.resume, world.resume, world.cancel))
         verb(draw.choice(open_jobs), kill_at=maybe(draw, 0.2, 2))
@@ -164,6 +177,8 @@ def faults(world: Simulation, sets_clock: bool, stalls: bool) -> None:
         world.kill_head()
     if world.ray.head_lives and draw.random() < 0.04:
         world.kill_node(draw.choice([node for node in world.ray.nodes if node.alive]))
+    if world.ray.head_lives and draw.random() < 0.03:
+        world.gpu_goes()
     if draw.random() < 0.03:
         world.ray.reachable = False
     if draw.random() < 0.05:
@@ -171,8 +186,9 @@ def faults(world: Simulation, sets_clock: bool, stalls: bool) -> None:
     if draw.random() < 0.03:
         world.mlflow.away = True
     if draw.random() < 0.03:
-        world.lie()
-    if sets_clock and draw.random() < 0.03:
-        world.set_clock(draw.choice((60.0, 3600.0, 86_400.0, -60.0, -3600.0)))
+        world.lie(draw.choice(CLOCK_STEPS_S) if sets_clock else 0.0)
+    outlived = world.ray.head_lives and world.ray.orphans  # the clock may not prove their death
+    if sets_clock and draw.random() < (0.3 if outlived else 0.03):
+        world.set_clock(draw.choice(CLOCK_STEPS_S))
     if stalls and draw.random() < 0.05:
         world.stall(draw.randint(1, 12))

@@ -42,8 +42,15 @@ def submit(world: Simulation) -> str:
     """A job of six steps."""
     job = world.submit()
     assert job is not None
-    world.poison[job] = {"steps": 6}
+    world.habits[job] = {"steps": 6}
     return job
+
+
+def submit_elsewhere(world: Simulation) -> str:
+    """A job on a machine whose processes the control plane does not see."""
+    world.kill_node(world.ray.nodes[0])
+    world.ray.nodes = [node for node in world.ray.nodes if not node.id.startswith("here")]
+    return submit(world)
 
 
 def worker_of(world: Simulation, job: str) -> FakeWorker | None:
@@ -73,8 +80,8 @@ def ends(world: Simulation, job: str, state: State) -> None:
 @pytest.mark.parametrize("number", range(len(POISONS)))
 def test_a_poison_job_is_given_up(world: Simulation, number: int) -> None:
     """Though every attempt has the best checkpoint of the one before."""
-    world.submit_poison(number)
-    (job,) = world.poison
+    job = world.submit_poison(number)
+    assert job is not None
     ends(world, job, State.FAILED)
     gained = {attempt for id, attempt in world.fakes.gains if id == job}
     assert world.store.get(job).attempt == len(gained) + MAX_LOSSES
@@ -105,6 +112,32 @@ def test_heads_that_die_make_no_poison(world: Simulation, down_s: float) -> None
         world.start_head()
         until(world, lambda: worker_of(world, job) is None)
     ends(world, job, State.SUCCEEDED)
+
+
+def test_a_dead_head_does_not_hide_what_was_gained(world: Simulation) -> None:
+    """What an attempt left before its head died ends the row of losses before it."""
+    job = submit(world)
+    world.kill_worker(reaches(world, job, 0))
+    reaches(world, job, 2)
+    world.kill_head()
+    world.start_head()
+    for _ in range(MAX_LOSSES - 1):
+        until(world, lambda: worker_of(world, job) is None)
+        world.kill_worker(reaches(world, job, 2))
+    ends(world, job, State.SUCCEEDED)
+
+
+def test_a_dead_head_does_not_save_poison(world: Simulation) -> None:
+    """Where the attempt has left nothing, the row of losses goes on behind it."""
+    job = world.submit_poison(1)
+    assert job is not None
+    for _ in range(2):
+        until(world, lambda: worker_of(world, job) is not None)
+        world.kill_head()
+        world.start_head()
+        until(world, lambda: worker_of(world, job) is None)
+    ends(world, job, State.FAILED)
+    assert world.store.get(job).attempt <= MAX_LOSSES + 2
 
 
 def test_retries_forget_no_work(world: Simulation) -> None:
@@ -190,3 +223,49 @@ def test_a_clock_set_back_holds_nobody_up(world: Simulation, moment: str) -> Non
     begun = world.clock.passed()
     until(world, lambda: not world.unsettled(), seconds=180)
     assert world.clock.passed() - begun < 60.0 + BACKOFF_S
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step_s", [3600.0, 86_400.0])
+def test_a_clock_set_forward_doubles_nobody(world: Simulation, moment: str, step_s: float) -> None:
+    """A lost head's processes get their time as it passes, whatever the clock says."""
+    world.orphans_live_s = lambda timeout: (timeout + 2.9,)
+    job = submit_elsewhere(world)
+    reaches(world, job, 2)
+    world.kill_head()
+    if moment == "before":
+        world.set_clock(step_s)
+    world.start_head()
+    world.tick()
+    if moment == "after":
+        world.set_clock(step_s)
+    begun = world.clock.passed()
+    reaches(world, job, 4)
+    ends(world, job, State.SUCCEEDED)
+    assert world.store.get(job).attempt == 2
+    assert world.clock.passed() - begun < 60.0
+
+
+def test_another_replica_gives_them_their_time_too(world: Simulation) -> None:
+    """It can't know for how long the one before has seen the other head."""
+    world.orphans_live_s = lambda timeout: (timeout + 2.9,)
+    job = submit_elsewhere(world)
+    reaches(world, job, 2)
+    world.kill_head()
+    world.start_head()
+    world.tick()
+    world.set_clock(3600.0)
+    world.tick(1)
+    world.books.check()
+    ends(world, job, State.SUCCEEDED)
+
+
+def test_who_waits_for_a_gpu_holds_nobody_up(world: Simulation) -> None:
+    """While no node has one; more wait so than are looked at in one tick."""
+    for _ in range(8):
+        world.submit_for_gpu()
+    behind = [submit(world) for _ in range(3)]
+    for job in behind:
+        ends(world, job, State.SUCCEEDED)
+    assert len(world.unsettled()) == 8
+    assert world.settle() == 0

@@ -22,7 +22,7 @@ from workers.search_specs import ALGORITHMS, SCHEDULERS, SearchSpec
 from workers.specs import ResourcesConfig
 from workers.spool import Spool
 from workers.stop import StopSignal
-from workers.tracking import Tracker
+from workers.tracking import Tracker, note_tracking
 from workers.trials import TrialState
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def search(folder: AttemptFolder, attempt: SearchAttempt, stop: StopSignal) -> R
     pulse = Pulse(folder, book, tracker, children)
     os.environ.update(TUNE_ENVIRONMENT)
     status, patience = "", PATIENCE_STOPPED_S  # an open run is the later attempt's to end
+    ended_by: BaseException | None = None
     try:
         with pulse, connected(stop):
             course = SearchCourse(folder, attempt, book, stop)
@@ -75,9 +76,11 @@ def search(folder: AttemptFolder, attempt: SearchAttempt, stop: StopSignal) -> R
             status = STATUS.get(result.outcome, "")
             if result.outcome == "succeeded":
                 patience = PATIENCE_DONE_S
-    except ClusterLostError:
+    except ClusterLostError as error:
+        ended_by = error
         raise
     except BaseException as error:
+        ended_by = error
         status = "FAILED"
         book.cut_short = (Reason.ERROR, f"the search itself failed: {type(error).__name__}")
         book.cancel_rest()
@@ -85,6 +88,8 @@ def search(folder: AttemptFolder, attempt: SearchAttempt, stop: StopSignal) -> R
     finally:
         tracking = pulse.finish("" if folder.superseded() else status, patience, stop)
         book.close()
+        if ended_by is not None:
+            note_tracking(ended_by, tracking)
     return result.model_copy(update={"tracking": tracking})
 
 

@@ -168,6 +168,49 @@ def test_a_restarted_cluster_is_told() -> None:
     assert "head was restarted" in found.attempts[0].ended
 
 
+def heartbeat(age_s: float | None, **progress: Any) -> dict[str, Any]:
+    """Progress of which the worker last told so long ago."""
+    return examples.ITEM["progress"] | progress | {"heartbeat_age_s": age_s}
+
+
+@pytest.mark.parametrize(("age_s", "silent"), [(None, False), (9.9, False), (10.0, True)])
+def test_of_a_silent_worker_no_time_left_is_promised(age_s: float | None, silent: bool) -> None:
+    found = told(FIRST, phase="training", progress=heartbeat(age_s))
+    assert ("left" in found.summary) != silent
+    assert ("nothing was heard of it for 10 s" in found.summary) == silent
+    assert ("another one starts once nothing of it can be alive" in text(found)) == silent
+    assert ("nothing was heard" in found.attempts[0].ended) == silent
+    if silent:
+        assert found.summary.startswith("Attempt 1 was training, epoch 3 of 10, step 395 of 1130;")
+
+
+def test_a_silent_search_is_told_as_well() -> None:
+    trials = {"total": 12, "running": 2, "succeeded": 4, "failed": 1, "waiting": 5}
+    found = told(FIRST, kind="search", phase="searching", progress=heartbeat(75, trials=trials))
+    assert found.summary == (
+        "Attempt 1 was searching, 5 of 12 trials have ended; nothing was heard of it for "
+        "1 min 15 s."
+    )
+
+
+@pytest.mark.parametrize(("age_s", "silent"), [(59, False), (60, True)])
+def test_a_worker_may_be_silent_for_longer_while_it_starts(age_s: float, silent: bool) -> None:
+    found = told(FIRST, phase="starting", progress=heartbeat(age_s, step=0, steps=0))
+    assert ("nothing was heard of it for 1 min" in found.summary) == silent
+    assert (found.summary == "Attempt 1 is starting.") != silent
+
+
+def test_what_is_known_of_a_silent_attempt_is_told_instead_of_what_may_be() -> None:
+    lines = [*FIRST, (95, 1, "cluster-restarted", "the Ray head is another one now")]
+    found = told(lines, phase="training", progress=heartbeat(12))
+    assert "nothing was heard of it for 12 s" in found.summary
+    assert "the Ray head was another one" in text(found)
+    assert "may live all the same" not in text(found)
+    asked: Line = (97, 1, "stop-requested", "the worker is asked to leave")
+    found = told([*FIRST, asked], phase="pausing", progress=heartbeat(12))
+    assert "another one starts" not in text(found)
+
+
 def test_processes_that_were_killed_are_told() -> None:
     kill = "SIGKILL to worker (process 71): the attempt is over, and this was left of it"
     found = told([*FIRST, (95, 1, "killed", kill, {"killed": [{"pid": 71}]})], phase="suspect")
@@ -294,13 +337,18 @@ def test_initial_weights_are_told(source: dict[str, Any], began: str) -> None:
     assert found.attempts[0].began.startswith(began)
 
 
-def test_what_ended_attempts_is_counted_apart() -> None:
+@pytest.mark.parametrize(
+    ("resumed", "message"),
+    [("unpaused", "back in the queue"), ("requeued", "paused: resumed")],
+    ids=["now", "of an earlier release"],
+)
+def test_what_ended_attempts_is_counted_apart(resumed: str, message: str) -> None:
     lines = [
         *FIRST, *LOST, *second(64, RESUMED),
         (70, 2, "requeued", "error: ValueError: 7", {"delay_s": 10.0}),
         (80, 3, "started", "attempt 3"),
         (85, 3, "paused", "", {"step": 200, "took_s": 2.1, "killed": False}),
-        (90, 3, "requeued", "paused: resumed", {"delay_s": 0.0}),
+        (90, 3, resumed, message, {"delay_s": 0.0}),
         (91, 4, "started", "attempt 4"),
         (92, 4, "cancelled", "cancelled", {"step": 210, "took_s": 1.0, "killed": False}),
         (95, 4, "retry-requested", "asked to try again"),
@@ -401,11 +449,46 @@ def test_a_poison_job_tells_of_all_its_losses() -> None:
         lines.append((number * 20.0, number, "started", f"attempt {number}"))
         if number < 3:
             lines.append((number * 20.0 + 5, number, "requeued", "worker-lost: gone", {}))
-    lines.append((65, 3, "failed", lost))
+    lines.append((65, 3, "failed", lost, {"reason": "worker-lost", "loss": True}))
     found = told(lines, state="FAILED", attempt=3, reason="worker-lost", evidence=lost)
     assert "in attempt 3: its process died without a word" in found.summary
     assert "It was begun 3 times, after 2 losses." in found.details
     assert commands(found) == ["logs", "retry", "delete"]
+    assert text(found).count("without a word") == 1, "the hint does not repeat it"
+    assert "lost 3 times" in text(found).lower()
+    assert "lost 3 times" not in found.attempts[2].ended
+    assert found.next[1].what == "runs it from the beginning"
+    assert "checkpoint that is whole" not in text(found)
+
+
+def test_a_poison_job_may_have_a_checkpoint_of_its_better_days() -> None:
+    """The first of four attempts left one, since else the third would have been the last."""
+    lost = "lost 3 times in a row without a new checkpoint; the last time: gone"
+    lines: list[Line] = [SUBMITTED]
+    for number in (1, 2, 3, 4):
+        lines.append((number * 20.0, number, "started", f"attempt {number}"))
+        if number < 4:
+            lines.append((number * 20.0 + 5, number, "requeued", "out-of-memory: x", {}))
+    lines.append((85, 4, "failed", lost, {"reason": "out-of-memory", "loss": True}))
+    found = told(lines, state="FAILED", attempt=4, reason="out-of-memory", evidence=lost)
+    assert found.next[1].what.endswith("if it left one")
+    assert found.hint == HINTS[Reason.OUT_OF_MEMORY]
+
+
+@pytest.mark.parametrize("reason", ["worker-lost", "node-lost", "interrupted"])
+def test_a_job_that_was_given_up_is_not_said_to_go_on(reason: str) -> None:
+    found = failed(reason, "lost 3 times in a row without a new checkpoint; the last time: gone")
+    assert found.hint
+    assert "goes on" not in found.hint
+    assert PHRASES[Reason(reason)] not in found.hint
+
+
+def test_what_was_cancelled_before_it_ran_begins_from_the_beginning() -> None:
+    ended: Line = (9, 0, "cancelled", "cancelled while it was not running", {"reason": "cancelled"})
+    for kind in ("train", "search"):
+        found = told([SUBMITTED, ended], state="CANCELLED", attempt=0, kind=kind)
+        assert found.next[0].what == "runs it from the beginning"
+        assert "checkpoint" not in text(found)
 
 
 def test_a_retry_by_the_user_begins_another_chapter() -> None:
@@ -453,6 +536,42 @@ def test_only_what_the_end_left_is_told_of(state: str, attempt: int, told_of: bo
     assert ("MLflow had not got everything" in text(found)) == told_of
     ended_otherwise = state in ("FAILED", "CANCELLED") and not told_of
     assert ("newest checkpoint that is whole" in text(found)) == ended_otherwise
+
+
+@pytest.mark.parametrize(
+    ("first", "second_end", "told_of"),
+    [
+        (True, {"result": True}, True),
+        (True, {"result": False}, False),
+        (True, {}, False),
+        (None, {}, False),
+    ],
+)
+def test_an_earlier_attempts_tracking_is_not_told_as_the_last_ones(
+    first: bool | None, second_end: dict[str, Any], told_of: bool
+) -> None:
+    """Paused before its first checkpoint, resumed, and failed: the result may be the pause's."""
+    paused = {} if first is None else {"result": first}
+    lines = [
+        *FIRST, (50, 1, "paused", "paused", paused), (60, 1, "unpaused", "back in the queue"),
+        *second(61), (90, 2, "failed", "lost", second_end),
+    ]  # fmt: skip
+    for kind in ("train", "search"):
+        found = told(
+            lines, state="FAILED", attempt=2, kind=kind, reason="worker-lost",
+            result={"checkpoints": {}, "tracking": "incomplete: refused"},
+        )  # fmt: skip
+        assert ("MLflow had not got everything" in text(found)) == told_of
+
+
+def test_of_a_job_cancelled_while_paused_the_pauses_tracking_is_told() -> None:
+    lines = [
+        *FIRST, (50, 1, "paused", "paused", {"result": True}),
+        (60, 1, "cancelled", "cancelled while it was not running", {"reason": "cancelled"}),
+    ]  # fmt: skip
+    result = {"checkpoints": {}, "tracking": "incomplete: refused"}
+    found = told(lines, state="CANCELLED", result=result)
+    assert "MLflow had not got everything" in text(found)
 
 
 def test_of_a_search_the_best_trials_checkpoint_is_told() -> None:

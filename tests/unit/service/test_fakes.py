@@ -321,6 +321,9 @@ class PlayedRuns(Protocol):
     def delete(self, run_id: str) -> None:
         """Somebody deletes a run."""
 
+    def make(self, experiment: str, job: Job) -> str:
+        """A second run of the job, as a replica makes it that did not see the first."""
+
 
 class RunsInMemory:
     """`FakeMlflow`, asked directly or over HTTP."""
@@ -337,6 +340,10 @@ class RunsInMemory:
 
     def delete(self, run_id: str) -> None:
         self.mlflow.runs[run_id].deleted = True
+
+    def make(self, experiment: str, job: Job) -> str:
+        tags = {"caps.job": job.id, "caps.kind": job.kind.value}
+        return self.mlflow.create_run(experiment, job.spec.name, tags, 0).id
 
 
 class RealRuns:
@@ -355,6 +362,10 @@ class RealRuns:
 
     def delete(self, run_id: str) -> None:
         self._client.delete_run(run_id)
+
+    def make(self, experiment: str, job: Job) -> str:
+        tags = {"caps.job": job.id, "caps.kind": job.kind.value}
+        return str(self._client.create_run(experiment, tags=tags).info.run_id)
 
 
 @pytest.fixture(
@@ -409,6 +420,18 @@ def test_a_run_is_closed_as_its_job_ended(tracking: PlayedRuns, state: State, st
         assert tracking.runs.close(job, None) is True
         assert tracking.status(run_id) == status
         assert tracking.tag(run_id, "caps.state") == state.value
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_of_two_runs_of_a_job_none_stays_open(tracking: PlayedRuns, dropped: bool) -> None:
+    job, run_id = with_run(tracking, a_job(f"twice-{dropped}", State.SUCCEEDED))
+    assert job.experiment_id is not None
+    second = tracking.make(job.experiment_id, job)
+    if dropped:
+        tracking.runs.drop(second)
+        assert (tracking.status(run_id), tracking.status(second)) == ("RUNNING", "KILLED")
+    assert tracking.runs.close(job, None) is True
+    assert (tracking.status(run_id), tracking.status(second)) == ("FINISHED", "KILLED")
 
 
 def test_a_deleted_run_counts_as_closed(tracking: PlayedRuns) -> None:

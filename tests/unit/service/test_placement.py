@@ -229,3 +229,23 @@ def test_a_large_cluster_is_placed_quickly() -> None:
     begun = time.perf_counter()
     assert placement.place(search(800, cpus=2, gpus=1)) == ""
     assert time.perf_counter() - begun < 2
+
+
+def test_each_waiting_job_keeps_a_node_back_as_long_as_there_is_one() -> None:
+    placement = Placement([Node("a", 4, 0), Node("b", 4, 0)])
+    placement.occupy(need(2), "a")
+    placement.occupy(need(2), "b")
+    assert placement.place(need(4)) != ""
+    assert not placement.full, "node b's cores are nobody's yet"
+    assert placement.place(need(4)) != ""
+    assert placement.full
+    assert placement.place(need(1)) != ""
+
+
+def test_what_found_no_room_is_answered_alike_and_takes_no_more() -> None:
+    placement = Placement([Node("cpu", 8, 0), Node("gpu", 8, 1)])
+    assert placement.place(need(2, gpus=1)) == ""
+    reasons = {placement.place(need(2, gpus=1)) for _ in range(500)}
+    assert len(reasons) == 1
+    assert not placement.full
+    assert placement.place(need(8)) == ""

@@ -108,10 +108,17 @@ WAITING = [
     ),
     pytest.param(
         State.QUEUED,
-        {"desired": PAUSE},
+        {"desired": PAUSE, "attempt": 0},
         "",
         Finish(State.PAUSED, Reason.PAUSED, "paused before it ran"),
         id="queued and to pause",
+    ),
+    pytest.param(
+        State.QUEUED,
+        {"desired": PAUSE},
+        "",
+        Finish(State.PAUSED, Reason.PAUSED, "paused while it waited"),
+        id="between two attempts and to pause",
     ),
     pytest.param(State.PAUSED, {"desired": PAUSE}, "", Nothing(), id="paused and to stay so"),
     pytest.param(
@@ -426,6 +433,19 @@ def test_the_heads_death_makes_no_poison() -> None:
     action = reconcile(a_job(losses=MAX_LOSSES - 1), an_attempt(**LOST), look, NOW)
     assert isinstance(action, Requeue)
     assert action.losses == MAX_LOSSES - 1
+    gained = replace(look, has_checkpoint=True)
+    action = reconcile(a_job(losses=MAX_LOSSES - 1), an_attempt(**LOST), gained, NOW)
+    assert isinstance(action, Requeue)
+    assert action.losses == 0, "what comes then begins anew"
+
+
+def test_a_clock_set_forward_proves_nobodys_death() -> None:
+    elsewhere = Processes(mains_elsewhere=1)
+    long_ago = an_attempt(session_lost_at=NOW - 3600, killed_at=NOW - 3600)
+    look = seen(MISSING, processes=elsewhere, watched_s=RECONNECT_S + SESSION_MARGIN_S - 1, **OTHER)
+    assert reconcile(a_job(), long_ago, look, NOW) == Nothing()
+    seen_long = replace(look, watched_s=RECONNECT_S + SESSION_MARGIN_S)
+    assert isinstance(reconcile(a_job(), long_ago, seen_long, NOW), Requeue)
 
 
 ENDED = [
@@ -607,9 +627,10 @@ def _is_proven_dead(attempt: Attempt, look: Seen) -> bool:
     if look.processes.surely_gone:
         return True
     if another:
-        since = attempt.session_lost_at
-        return since is not None and NOW - since >= RECONNECT_S + SESSION_MARGIN_S
-    held = attempt.gone_since is not None and NOW - attempt.gone_since >= CONFIRM_S
+        since, enough_s = attempt.session_lost_at, RECONNECT_S + SESSION_MARGIN_S
+        return since is not None and min(NOW - since, look.watched_s) >= enough_s
+    since = attempt.gone_since
+    held = since is not None and min(NOW - since, look.watched_s) >= CONFIRM_S
     return held and (ray.over or ray is MISSING or look.node_dead)
 
 

@@ -3,11 +3,10 @@
 The worker is played by hand: it reads and writes the attempt's folder as a real one does.
 """
 
-import hashlib
-import json
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from capsmodel.sidecar import CheckpointInfo, digest_of, step_of, write_sidecar
 from service import reconcile as decide
 from service.cluster import ClusterSeen, Node, RayJob, RayStatus
 from service.demand import DRIVER, Bundle
@@ -30,7 +30,7 @@ from service.errors import (
 )
 from service.queue.job import Desired, Job, State
 from service.queue.store import Store
-from service.reconciler import ReconcilerLoop, aftercare, parts, sweeper, waiting
+from service.reconciler import ReconcilerLoop, aftercare, observer, parts, sweeper, waiting
 from service.runs import MlflowRuns
 from service.settings import Settings
 from support.searches import SEARCH
@@ -110,6 +110,7 @@ class Runs:
 
     made: dict[str, str] = field(default_factory=dict)
     closed: dict[str, State] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
     away: bool = False
     breaks_for: str = "nobody"
 
@@ -117,6 +118,9 @@ class Runs:
         if self.away:
             raise TrackingUnavailableError("MLflow does not answer")
         return "e1", self.made.setdefault(job.id, f"run-{len(self.made)}")
+
+    def drop(self, run_id: str) -> None:
+        self.dropped.append(run_id)
 
     def close(self, job: Job, folder: AttemptFolder | None) -> bool:
         if self.away:
@@ -286,6 +290,11 @@ def test_a_paused_job_goes_on_with_a_new_attempt(world: World) -> None:
     job = world.job(job_id)
     assert (job.state, job.attempt, job.losses, job.errors) == (State.RUNNING, 2, 0, 0)
     assert world.ray.submitted == [f"caps-{job_id}-1", f"caps-{job_id}-2"]
+    (left,) = [event for event in world.store.events(job_id) if event.type == "paused"]
+    assert left.data["result"] is True
+    (resumed,) = [event for event in world.store.events(job_id) if event.type == "unpaused"]
+    assert resumed.data == {}, "neither a loss nor an error"
+    assert "requeued" not in world.events(job_id)
 
 
 def test_the_end_of_an_attempt_is_noted_once(world: World) -> None:
@@ -510,6 +519,7 @@ def test_a_run_that_somebody_deleted_does_not_block_those_after_it(
         get_run=lambda run_id: SimpleNamespace(info=SimpleNamespace(status="RUNNING")),
         set_terminated=end,
         set_tag=lambda run_id, key, value: None,
+        search_runs=lambda experiments, which, max_results: [],
     )
     monkeypatch.setattr(runs, "_client", client)
     monkeypatch.setattr(runs, "ping", lambda: None)
@@ -610,20 +620,28 @@ def test_a_restarted_head_costs_a_job_an_attempt_and_nothing_else(world: World) 
     assert world.store.attempts(job_id)[0].reason is Reason.NODE_LOST
 
 
-def test_an_orphan_elsewhere_is_given_time_to_die(world: World) -> None:
+@pytest.mark.parametrize("clock_set_by", [0.0, 3600.0, -3600.0])
+def test_an_orphan_elsewhere_is_given_time_to_die(
+    world: World, clock_set_by: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = world.add()
-    now = world.store.now()
+    now, passed = world.store.now(), 0.0
     world.loop = ReconcilerLoop(world.store, world.ray, world.runs, world.settings, now=lambda: now)
+    times = SimpleNamespace(time=time.time, monotonic=lambda: passed)
+    monkeypatch.setattr(observer, "time", times)
     world.tick()
     record = ProcessRecord(host="another", pid=1, created=1.0, role="worker")
     world.folder(job_id).register(record)
     world.ray.restart()
     world.tick(3)
     timeout = world.settings.ray_reconnect_timeout_s + decide.SESSION_MARGIN_S
-    now += timeout - 0.1
+    now += clock_set_by
+    world.tick(2)
+    assert world.job(job_id).attempt == 1, "the clock was set, no time has passed"
+    now, passed = now + timeout - 0.1, passed + timeout - 0.1
     world.tick(2)
     assert world.job(job_id).attempt == 1
-    now += 0.2
+    now, passed = now + 0.2, passed + 0.2
     world.tick(2)
     assert world.job(job_id).attempt == 2
 
@@ -717,6 +735,24 @@ def test_a_retried_job_goes_on_where_it_failed(world: World) -> None:
         world.store.retry(job_id)
 
 
+def test_another_jobs_checkpoint_is_none_that_a_retry_could_begin_from(
+    world: World, no_waiting: None
+) -> None:
+    job_id = world.add()
+    world.tick()
+    folders = []
+    for _ in range(2):
+        folders.append(world.folder(job_id))
+        checkpoint(folders[-1].checkpoints / "step-00000007.pt", owner=job_id)
+        world.end(job_id, RayStatus.FAILED)
+        world.tick(4)
+    checkpoint(folders[1].checkpoints / "step-00000007.pt", owner="another")
+    world.leave(job_id, "failed", Reason.ERROR)
+    world.tick()
+    assert world.job(job_id).state is State.FAILED
+    assert folders[0].checkpoints.exists()
+
+
 def test_of_a_failed_job_only_the_newest_attempts_checkpoints_stay(
     world: World, no_waiting: None
 ) -> None:
@@ -748,6 +784,8 @@ def test_an_attempt_that_took_the_best_over_and_died_has_gained_nothing(
     job = world.job(job_id)
     assert (job.state, job.reason) == (State.FAILED, Reason.WORKER_LOST)
     assert "3 times in a row" in job.evidence
+    end = world.store.events(job_id)[-1].data
+    assert (end["loss"], end["result"]) == (True, False)
 
 
 def test_what_a_job_that_succeeded_need_not_keep_goes_after_its_result(world: World) -> None:
@@ -818,18 +856,74 @@ def test_behind_a_long_queue_nobody_starves(world: World, monkeypatch: pytest.Mo
     assert world.job(ready).state is State.RUNNING
 
 
+def test_jobs_without_a_place_do_not_hold_up_those_that_have_one(world: World) -> None:
+    """Neither where their nodes are busy, nor where there is none of their kind."""
+    world.ray.capacity = [Node("cpu", 16, 0), Node("gpu", 4, 1)]
+    on_gpu = ResourcesConfig(cpus_per_worker=1, gpus_per_worker=1)
+    on_h100 = on_gpu.model_copy(update={"accelerator_type": "H100"})
+    for resources in (on_gpu, on_h100):
+        for _ in range(60):
+            world.add(resources=resources, priority=5)
+    small = world.add(resources=ResourcesConfig(cpus_per_worker=1))
+    world.tick()
+    assert world.job(small).state is State.RUNNING
+    assert len(world.store.running()) == 2, "and one on the GPU"
+
+
+def test_a_second_run_that_a_late_replica_made_is_ended(world: World) -> None:
+    job_id = world.add()
+    ensure = world.runs.ensure
+
+    def late(job: Job) -> tuple[str, str]:
+        """Meanwhile another replica has made one."""
+        world.store.update(world.job(job_id), experiment_id="e1", run_id="theirs")
+        return ensure(job)
+
+    world.runs.ensure = late  # type: ignore[method-assign]
+    world.tick()
+    assert world.runs.dropped == ["run-0"]
+    world.tick()
+    assert (world.job(job_id).run_id, world.job(job_id).state) == ("theirs", State.RUNNING)
+
+
+def test_nobody_starves_behind_more_than_one_look_takes_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "PAGE", 2)
+    monkeypatch.setattr(waiting, "LOOKED_AT", 4)
+    for _ in range(30):
+        world.add(resources=ResourcesConfig(gpus_per_worker=1), priority=5)
+    small = world.add()
+    for _ in range(10):
+        world.tick()
+    assert world.job(small).state is State.RUNNING
+
+
+def test_of_many_reasons_to_wait_some_are_written_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "TOLD", 2)
+    stuck = [world.add(resources=ResourcesConfig(gpus_per_worker=1)) for _ in range(5)]
+    told = []
+    for _ in range(3):
+        world.tick()
+        told.append(sum(bool(world.job(job_id).waiting_reason) for job_id in stuck))
+    assert told == [2, 4, 5]
+
+
 def register(folder: AttemptFolder, pid: int, role: str = "worker") -> None:
     folder.register(
         ProcessRecord(host=host_id(), pid=pid, created=liveness.created(pid), role=role)
     )
 
 
-def checkpoint(path: Path) -> None:
-    """As far as the control plane looks at one: the file, and its digest beside it."""
+def checkpoint(path: Path, step: int = 0, owner: str | None = None) -> None:
+    """As far as the control plane looks at one: the file, and its sidecar."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights").hexdigest()
-    path.with_name(f"{path.name}.json").write_text(json.dumps({"sha256": digest}))
+    if path.name.startswith("step-"):
+        step = step_of(path)
+    write_sidecar(CheckpointInfo(path, digest_of(path), 0, step, owner), len(b"weights"))
 
 
 class KilledError(BaseException):

@@ -4,15 +4,17 @@ import multiprocessing
 import re
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 
 from service.errors import (
     CursorInvalidError,
@@ -25,7 +27,10 @@ from service.errors import (
     KeyReusedError,
     StaleJobError,
 )
+from service.queue import looks
+from service.queue.adding import Submission, Submitted
 from service.queue.job import Desired, Job, Kind, State
+from service.queue.rows import _Growing, new_id, new_ids
 from service.queue.schema import MIGRATIONS, is_up_to_date
 from service.queue.store import JobFilter, NewEvent, Store
 from service.queue.tables import clock, metadata
@@ -35,6 +40,7 @@ from workers.search_specs import SearchSpec
 from workers.specs import PRESETS, InitFrom, TrainSpec
 
 STARTED = NewEvent("started", "attempt begins")
+NOW = 1_800_000_000.0
 
 
 def spec(**fields: object) -> TrainSpec:
@@ -59,11 +65,44 @@ def test_a_job_comes_back_as_it_was_submitted(store: Store) -> None:
 
 
 def test_ids_sort_by_age(store: Store) -> None:
-    ids = []
-    for _ in range(5):
-        ids.append(store.add(spec()).id)
-        time.sleep(0.002)
+    ids = [store.add(spec()).id for _ in range(5)]
     assert ids == sorted(ids)
+
+
+def test_ids_of_one_millisecond_stand_in_their_order() -> None:
+    ids = [*new_ids(NOW, 500), *(new_id(NOW) for _ in range(500)), new_id(NOW + 0.001)]
+    assert ids == sorted({*ids})
+    assert all(re.fullmatch(r"[0-9a-z]{12}", each) for each in ids)
+
+
+def test_a_millisecond_that_is_used_up_goes_on_in_the_next() -> None:
+    numbers = _Growing()
+    found = [numbers.next(7) for _ in range(40_000)]  # some 32 apart, of 2**20
+    assert found[0] >> 20 == 7
+    assert found[-1] >> 20 in (8, 9)
+    found += [numbers.next(8), numbers.next(6), numbers.next(12)]
+    assert found == sorted({*found})
+
+
+def test_a_clock_that_was_set_back_begins_anew() -> None:
+    numbers = _Growing()
+    assert [numbers.next(moment) >> 20 for moment in (900_000, 5_000, 5_001)] == [
+        900_000, 5_000, 5_001
+    ]  # fmt: skip
+
+
+def test_threads_never_make_the_same_id() -> None:
+    numbers, found = _Growing(), list[list[int]]()
+    threads = [
+        threading.Thread(target=lambda: found.append([numbers.next(3) for _ in range(2000)]))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(each == sorted(each) for each in found)
+    assert len({number for each in found for number in each}) == 8000
 
 
 def test_the_clock_is_the_databases_and_has_milliseconds(store: Store) -> None:
@@ -160,9 +199,7 @@ def test_of_eight_threads_exactly_one_wins(store: Store) -> None:
 
 def test_the_queue_goes_by_priority_then_age(store: Store) -> None:
     names = [("old", 0), ("urgent", 5), ("new", 0), ("ended", 9)]
-    jobs = {
-        name: store.add(spec(name=name, priority=p)) for name, p in names if not time.sleep(0.002)
-    }
+    jobs = {name: store.add(spec(name=name, priority=p)) for name, p in names}
     end(store, jobs["ended"])
     assert [job.spec.name for job in store.claimable(store.now())] == ["urgent", "old", "new"]
     places = store.positions([job.id for job in jobs.values()])
@@ -224,12 +261,11 @@ def test_pages_stay_stable_while_jobs_are_added(store: Store) -> None:
     while True:
         page = store.list(JobFilter(), cursor, limit=3)
         read += [job.id for job in page.jobs]
-        time.sleep(0.002)
         store.add(spec())
         cursor = page.next_cursor
         if cursor is None:
             break
-    assert read == sorted(before, reverse=True)
+    assert read == before[::-1]
 
 
 @pytest.mark.parametrize("cursor", ["zzz!", "é", "AAAA", "a", "x" * 3000])
@@ -305,12 +341,17 @@ def test_migrations_can_be_taken_back(store: Store) -> None:
     store.add(PRESETS["demo"])
 
 
-def test_a_job_that_cannot_be_read_does_not_stop_the_queue(store: Store) -> None:
-    jobs = [store.add(spec()) for _ in range(3)]
+def spoil(store: Store, jobs: Sequence[Job]) -> None:
+    """Have their specifications need a package that is gone."""
     plugin = '{"model": {"routing": {"type": "of-a-package-that-is-gone"}}}'
     with store.engine.begin() as connection:
         change = text("UPDATE jobs SET spec = :spec WHERE id = :id")
-        connection.execute(change, {"spec": plugin, "id": jobs[1].id})
+        connection.execute(change, [{"spec": plugin, "id": job.id} for job in jobs])
+
+
+def test_a_job_that_cannot_be_read_does_not_stop_the_queue(store: Store) -> None:
+    jobs = [store.add(spec()) for _ in range(3)]
+    spoil(store, jobs[1:2])
     left = {jobs[0].id, jobs[2].id}
     assert {job.id for job in store.claimable(store.now())} == left
     first = store.list(JobFilter(), limit=2)
@@ -318,6 +359,68 @@ def test_a_job_that_cannot_be_read_does_not_stop_the_queue(store: Store) -> None
     assert {job.id for job in first.jobs + second.jobs} == left
     with pytest.raises(JobUnreadableError, match="of-a-package"):
         store.get(jobs[1].id)
+
+
+def submitted(store: Store, specs: Sequence[TrainSpec]) -> list[Job]:
+    """In one transaction."""
+    outcomes = store._submit_all([Submission(each, "local", None) for each in specs])
+    return [each.job for each in outcomes if isinstance(each, Submitted)]
+
+
+@pytest.mark.parametrize("longer", [20, looks.LONGER])
+def test_the_queue_goes_on_behind_many_jobs_that_cannot_be_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch, longer: int
+) -> None:
+    monkeypatch.setattr(looks, "LONGER", longer)
+    jobs = submitted(store, [spec(priority=9 - n // 20) for n in range(60)])
+    spoil(store, jobs)
+    good = submitted(store, [spec()] * 3)
+    now = store.now()
+    assert store.claimable(now) == good
+    assert store.claimable(now, limit=2) == good[:2]
+    assert store.claimable(now, good[1], limit=2) == good[2:]
+    assert store.claimable(now, good[2]) == []
+    spoil(store, good)
+    assert store.claimable(now) == []
+
+
+def test_pages_are_full_whatever_lies_between(store: Store) -> None:
+    jobs = submitted(store, [spec()] * 12)
+    spoil(store, jobs[1::2])
+    now = store.now()
+    first = store.claimable(now, limit=4)
+    assert [*first, *store.claimable(now, first[-1], limit=4)] == jobs[::2]
+    assert len(first) == 4
+
+
+def test_a_run_is_closed_behind_many_jobs_that_cannot_be_read(store: Store) -> None:
+    jobs = submitted(store, [spec()] * 61)
+    with store.engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'FAILED', experiment_id = '1'"))
+    spoil(store, jobs[:60])
+    assert [job.id for job in store.unclosed()] == [jobs[60].id]
+
+
+def test_users_are_heard_behind_many_jobs_that_cannot_be_read(store: Store) -> None:
+    jobs = submitted(store, [spec()] * 62)
+    with store.engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET desired = 'pause'"))
+        resumed = text("UPDATE jobs SET state = 'PAUSED', desired = 'run' WHERE id = :id")
+        connection.execute(resumed, {"id": jobs[61].id})
+    spoil(store, jobs[:60])
+    assert [job.id for job in store.unsettled(limit=50)] == [jobs[60].id, jobs[61].id]
+
+
+def test_a_job_that_cannot_be_read_is_told_of_once(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = submitted(store, [spec()] * 2)
+    spoil(store, jobs)
+    for _ in range(3):
+        assert store.claimable(store.now()) == store.list(JobFilter()).jobs == []
+    told = [record.exc_text or "" for record in caplog.records]
+    assert len(told) == 2
+    assert [job.id in each for job, each in zip(jobs, told, strict=True)] == [True, True]
 
 
 # ---------------------------------------------------------------------------------- searches
@@ -371,6 +474,11 @@ def test_only_an_ended_search_is_opened_again(store: Store) -> None:
         store.reopen(end(store, store.add(spec())).id)
     with pytest.raises(JobNotFoundError):
         store.reopen("nope")
+
+
+def search_from(job_id: str) -> SearchSpec:
+    base = {**SEARCH["base"], "init_from": {"job": job_id}}
+    return search(base=base)
 
 
 def migrated(store: Store, step: str) -> None:
@@ -481,6 +589,86 @@ def test_a_job_whose_weights_are_waited_for_is_not_deleted(store: Store) -> None
     assert store.deleted() == [origin.id]
 
 
+def test_a_search_whose_base_begins_from_a_job_keeps_it(store: Store) -> None:
+    origin = end(store, store.add(spec()))
+    heir = store.add(search_from(origin.id))
+    with pytest.raises(JobConflictError, match=heir.id):
+        store.request_delete(origin.id)
+
+
+def test_a_label_or_a_path_makes_no_heir(store: Store) -> None:
+    origin = end(store, store.add(spec()))
+    store.add(spec(labels={"job": origin.id}))
+    store.add(spec(init_from=InitFrom(path=f"jobs/{origin.id}/1/checkpoints/best.pt")))
+    store.request_delete(origin.id)
+    assert store.deleted() == [origin.id]
+
+
+def test_heirs_are_found_by_an_index(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'queue.db'}")
+    store.migrate()
+    origin = end(store, store.add(spec()))
+    asked: list[tuple[str, Any]] = []
+
+    def listen(connection, cursor, statement, parameters, *_) -> None:  # type: ignore[no-untyped-def]
+        asked.append((statement, parameters))
+
+    event.listen(store.engine, "before_cursor_execute", listen)
+    store.request_delete(origin.id)
+    event.remove(store.engine, "before_cursor_execute", listen)
+    ((statement, parameters),) = [each for each in asked if "init_job = " in each[0]]
+    with store.engine.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    assert [row.detail for row in plan] == ["SEARCH jobs USING INDEX ix_jobs_init_job (init_job=?)"]
+    store.close()
+
+
+def origins(store: Store) -> dict[str, str | None]:
+    """From whose checkpoint each job begins, as it stands in the table."""
+    with store.engine.connect() as connection:
+        rows = connection.execute(text("SELECT id, init_job FROM jobs")).all()
+    return {row.id: row.init_job for row in rows}
+
+
+def test_the_migration_finds_the_origins_of_jobs_that_are_there(store: Store) -> None:
+    heir = store.add(spec(init_from=InitFrom(job="first", checkpoint="last")))
+    heirs_search = store.add(search_from("second"))
+    labelled = store.add(spec(labels={"job": "third"}))
+    by_path = store.add(spec(init_from=InitFrom(path="jobs/fourth/1/checkpoints/best.pt")))
+    of_a_plugin, *odd = [store.add(spec()) for _ in range(6)]
+    texts = [
+        '{"init_from": {"job": "fifth"}, "model": {"routing": {"type": "gone"}}}',
+        'no JSON, but with "job"',
+        '["job"]',
+        '{"init_from": "job", "x": {"job": 1}}',
+        '{"init_from": {"job": "\\u0000"}}',
+        '{"init_from": {"job": "%s"}}' % ("x" * 65),
+    ]
+    with store.engine.begin() as connection:
+        change = text("UPDATE jobs SET spec = :spec WHERE id = :id")
+        for job, content in zip((of_a_plugin, *odd), texts, strict=True):
+            connection.execute(change, {"spec": content, "id": job.id})
+    expected = {job.id: None for job in (labelled, by_path, *odd)} | {
+        heir.id: "first", heirs_search.id: "second", of_a_plugin.id: "fifth"
+    }  # fmt: skip
+    migrated(store, "0003")
+    with store.engine.connect() as connection:
+        columns = {column["name"] for column in inspect(connection).get_columns("jobs")}
+    assert "init_job" not in columns
+    migrated(store, "head")
+    assert origins(store) == expected
+    assert store.get(heir.id) == heir
+
+
+def test_jobs_are_added_with_their_origin(store: Store) -> None:
+    jobs = [
+        store.add(spec(init_from=InitFrom(job="first"))),
+        store.add(search_from("second")),
+        store.add(spec(labels={"job": "third"})),
+    ]
+    assert [origins(store)[job.id] for job in jobs] == ["first", "second", None]
+
+
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
 def test_what_failed_or_was_cancelled_is_tried_again(store: Store, state: State) -> None:
     job = store.update(store.add(spec()), errors=2, losses=1, run_closed=True)
@@ -515,9 +703,6 @@ def test_the_head_of_the_queue_is_read_by_pages(store: Store) -> None:
     now = store.now()
     first = store.claimable(now, limit=2)
     second = store.claimable(now, first[-1], limit=9)
-    # Ids sort by age; those of one millisecond anyhow.
-    low.sort(key=lambda job: job.id)
-    high.sort(key=lambda job: job.id)
     assert [*first, *second] == [*high, *low]
     assert late not in first
     assert store.claimable(now + 61, limit=1) == [late]

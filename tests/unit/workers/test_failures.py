@@ -9,7 +9,8 @@ from capsmodel.distributed import RankFailedError
 from capsmodel.divergence import DivergedError
 from capsmodel.training_state import IncompatibleStateError
 from workers.attempt import Reason
-from workers.failures import classify, failed, note_tracking
+from workers.failures import classify, failed
+from workers.tracking import note_tracking
 
 
 @pytest.mark.parametrize(

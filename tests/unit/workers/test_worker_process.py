@@ -108,3 +108,16 @@ def test_a_worker_refuses_what_another_release_asks_for(
     assert (result.outcome, result.reason) == ("failed", Reason.VERSION_MISMATCH)
     assert f"attempt.json has {field} {other}, expected {own}" in result.evidence
     assert len(folder.processes()) == 1
+
+
+def test_a_worker_without_orders_names_the_file_that_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "workers", "s1", "1"]
+    environment = {"CAPS_STORAGE": str(tmp_path), "PATH": ""}
+    assert subprocess.run(command, env=environment, check=False).returncode == 1
+    folder = AttemptFolder(tmp_path, "s1", 1)
+    result = folder.read_result()
+    assert result is not None
+    assert (result.outcome, result.reason) == ("failed", Reason.ERROR)
+    assert f"{folder.path / 'attempt.json'} is missing" in result.evidence
+    assert "CAPS_STORAGE" in result.evidence
+    assert "FileNotFoundError" in folder.log.read_text(), "its hint leads to the traceback"
