@@ -72,6 +72,7 @@ class Observer:
         node_dead = sight.seen is not None and node in sight.seen.dead_nodes
         suspicious = not ray.status.alive or node_dead or result is not None or self._silent(folder)
         asked_to_leave = job.current.stop_requested_at is not None
+        progress = _read_progress(folder)
         return decide.Seen(
             ray=ray,
             session=sight.seen.session if sight.seen else None,
@@ -79,8 +80,8 @@ class Observer:
             processes=_processes(folder) if suspicious or asked_to_leave else decide.Processes(),
             result=result,
             result_at=None if result is None else self._first_seen(job.current.submission_id),
-            progress=_read_progress(folder),
-            has_checkpoint=suspicious and self._has_checkpoint(job),
+            progress=progress,
+            has_checkpoint=suspicious and self._has_checkpoint(job, progress),
             watched_s=self._watched_s(job.current),
         )
 
@@ -88,21 +89,28 @@ class Observer:
         heartbeat = folder.heartbeat()
         return heartbeat is not None and time.time() - heartbeat > SILENT_S
 
-    def _has_checkpoint(self, job: Job) -> bool:
+    def _has_checkpoint(self, job: Job, progress: Progress | None) -> bool:
         """Whether something is gained by the attempt; of a search also a trial that ended in it.
 
         Looked for only where the attempt may be lost: a search has many folders.
         """
         folder = self._parts.folder(job)
         if job.kind is Kind.TRAIN:
-            assert job.current is not None
-            return _gained(folder.checkpoints, job.current.resumed_step or 0)
+            return _gained(folder.checkpoints, _begun_at(job, progress))
         trials = folder.path.parent.glob(f"trials/*/{job.attempt}/checkpoints")
         of_trials = (_gained(each, _newest_step_before(each.parent)) for each in trials)
         return any(of_trials) or any(
             trial.attempt == job.attempt and trial.state.ended
             for trial in read_trials(folder).trials.values()
         )
+
+
+def _begun_at(job: Job, progress: Progress | None) -> int:
+    """The step from which the attempt goes on. One that ends at once is noted with it nowhere."""
+    assert job.current is not None
+    if job.current.resumed_step is not None:
+        return job.current.resumed_step
+    return progress.resumed.step if progress and progress.resumed else 0
 
 
 def _gained(checkpoints: Path, begun_at: int) -> bool:
