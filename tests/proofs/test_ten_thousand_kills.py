@@ -99,6 +99,8 @@ def assert_clean(world: Simulation) -> None:
         runs = world.books.runs_of(job_id)
         if world.books.strict:  # two that make it at the same moment make two
             assert len(runs) <= 1, f"job {job_id} has {len(runs)} runs"
+        if State(entry.state).terminal:
+            assert "RUNNING" not in runs, f"job {job_id} is {entry.state}, of its runs {runs}"
         if len(runs) == 1 and State(entry.state).terminal:
             assert runs == [closed[entry.state]], f"job {job_id} is {entry.state}, its run {runs}"
 
