@@ -82,6 +82,20 @@ HINTS: dict[Reason, str] = {
     "budget.max_failures says how many are tolerated",
 }
 
+GIVEN_UP_HINTS: dict[Reason, str] = {
+    Reason.WORKER_LOST: "read the end of its log, and look at what ends processes on the node",
+    Reason.NODE_LOST: "look at why the nodes go away; Ray's logs tell",
+    Reason.INTERRUPTED: "look at what stops its node or its processes",
+}
+"""Of a job that was lost again and again: it does not go on."""
+
+
+def hint_for(reason: Reason | None, *, failed: bool = False) -> str | None:
+    """What may be done about it; `failed` if it has ended a job, not only an attempt."""
+    if reason is None:
+        return None
+    return (failed and GIVEN_UP_HINTS.get(reason)) or HINTS.get(reason)
+
 
 _RAY_SAYS: list[tuple[str, Reason]] = [
     # Ray's own monitor of memory. What the kernel's killer has ended looks like any other SIGKILL:

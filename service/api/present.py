@@ -22,7 +22,7 @@ from service.api.views import (
     ResultView,
 )
 from service.queue.job import Attempt, Desired, Event, Job, Kind, State
-from workers.attempt import HINTS, AttemptFolder, Progress, Result
+from workers.attempt import AttemptFolder, Progress, Result, hint_for
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Presenter:
             desired=job.desired,
             reason=job.reason,
             evidence=job.evidence,
-            hint=HINTS.get(job.reason) if job.reason else None,
+            hint=hint_for(job.reason, failed=job.state is State.FAILED),
             waiting_reason=waiting_reason(job, self.positions.get(job.id), self.now),
             position=self.positions.get(job.id),
             attempt=job.attempt,
@@ -98,7 +98,7 @@ class Presenter:
             resumed_step=attempt.resumed_step,
             reason=attempt.reason,
             evidence=attempt.evidence or "",
-            hint=HINTS.get(attempt.reason) if attempt.reason else None,
+            hint=hint_for(attempt.reason),
             stop_reason=attempt.stop_reason,
             stop_requested_at=_optional_time(attempt.stop_requested_at),
             killed_at=_optional_time(attempt.killed_at),

@@ -15,7 +15,7 @@ from service.api.search_views import (
 )
 from service.api.views import MlflowView
 from service.queue.job import Job, State
-from workers.attempt import HINTS, TrialCounts
+from workers.attempt import TrialCounts, hint_for
 from workers.search_specs import SearchSpec
 from workers.trials import Mode, Standing, Trial, TrialState, standings
 
@@ -52,7 +52,7 @@ class SearchPresenter:
         told = trial.model_dump(exclude={"run_id", "started_at", "ended_at", "shipped"})
         return TrialView(
             **told,
-            hint=HINTS.get(trial.reason) if trial.reason else None,
+            hint=hint_for(trial.reason),
             started_at=_time(trial.started_at),
             ended_at=_time(trial.ended_at),
             duration_s=duration_s(trial),

@@ -10,7 +10,6 @@ from service.api.views import EventView, JobView, ProgressView, ResultView, View
 from service.explanation.attempts import (
     AttemptStory,
     attempt_stories,
-    given_up,
     left_nothing,
     receipt,
 )
@@ -62,24 +61,10 @@ def explain(job: JobView, events: Sequence[EventView], now: datetime) -> Explana
         reason=job.reason,
         summary=sentence(_summary(job, events, now)),
         details=[sentence(text) for text in _details(job, events, attempts, now)],
-        hint=_hint(job, attempts),
+        hint=job.hint if job.state is State.FAILED else None,
         attempts=attempts,
         next=next_steps(job, attempts),
     )
-
-
-_LOST_AGAIN_AND_AGAIN: dict[Reason, str] = {
-    Reason.WORKER_LOST: "read the end of its log, and look at what ends processes on the node",
-    Reason.NODE_LOST: "look at why the nodes go away; Ray's logs tell",
-    Reason.INTERRUPTED: "look at what stops its node or its processes",
-}
-"""Hints where the queue has given up. The usual ones tell how such a job goes on."""
-
-
-def _hint(job: JobView, attempts: Sequence[AttemptStory]) -> str | None:
-    if given_up(job, attempts) and job.reason in _LOST_AGAIN_AND_AGAIN:
-        return _LOST_AGAIN_AND_AGAIN[job.reason]
-    return job.hint if job.state is State.FAILED else None
 
 
 # ------------------------------------------------------------------------------------ summary

@@ -13,7 +13,7 @@ from service.explanation import Explanation, explain
 from service.explanation.skipped import TOLD, passed_over
 from service.explanation.words import PHRASES, counted, sentence, span
 from service.reconcile import FINAL
-from workers.attempt import HINTS, Reason
+from workers.attempt import HINTS, Reason, hint_for
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 ID = examples.ITEM["id"]
@@ -59,7 +59,7 @@ def told(lines: list[Line], at: float = 100, **job: Any) -> Explanation:
     phase = {"RUNNING": "starting", "QUEUED": "waiting"}.get(state, state.lower())
     bare: dict[str, Any] = {"progress": None, "phase": phase, "result": None}
     if reason := job.get("reason"):
-        bare["hint"] = HINTS.get(reason)
+        bare["hint"] = hint_for(Reason(reason), failed=state == "FAILED")
     for name in ("finished_at", "not_before"):
         if name in job:
             job[name] = NOON + timedelta(seconds=job[name])
