@@ -124,6 +124,18 @@ def test_a_deleted_job_is_found_by_nobody(http: httpx.Client, api: Any) -> None:
     assert job_id not in http.get("/v1/jobs", params={"limit": 200}).text
 
 
+def test_a_job_that_another_one_begins_from_stays(http: httpx.Client, api: Any) -> None:
+    job_id = running(http, api)
+    end(api, job_id, State.SUCCEEDED)
+    heir = submit(http, init_from={"job": job_id})
+    bystander = submit(http, labels={"job": job_id})
+    problem = refused(http.delete(f"/v1/jobs/{job_id}"), 409)
+    assert (problem.code, heir in problem.detail) == ("job-conflict", True)
+    end(api, heir, State.CANCELLED)
+    assert http.delete(f"/v1/jobs/{job_id}").status_code == 204
+    assert http.get(f"/v1/jobs/{bystander}").json()["state"] == "QUEUED"
+
+
 def test_attempts_tell_what_ended_them(http: httpx.Client, api: Any) -> None:
     job_id = running(http, api)
     lost = {"ended_at": api.store.now() + 60, "reason": Reason.WORKER_LOST, "evidence": "gone"}
