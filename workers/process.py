@@ -6,10 +6,12 @@ import signal
 import socket
 import sys
 import uuid
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+NICE_VARIABLE = "CAPS_NICE"
 
 
 @cache
@@ -38,6 +40,20 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:  # the parent died before the call
         end_at_once()
+
+
+def give_way() -> None:
+    """Let the machine's other processes go first, as far as CAPS_NICE says (0 to 19; default 0).
+
+    `capsctl up` sets it, so that the API and MLflow answer while trainings use every core. Linux
+    shares the cores between sessions first (sched(7), autogroups), and Ray gives each job one.
+    """
+    nice = int(os.environ.get(NICE_VARIABLE, "0"))
+    if nice <= os.getpriority(os.PRIO_PROCESS, 0):
+        return
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    with suppress(OSError):  # not Linux, or a kernel without autogroups
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def end_at_once() -> None:

@@ -16,7 +16,7 @@ import time
 
 from workers.attempt import AttemptFolder
 from workers.liveness import own_record
-from workers.process import die_with_parent, end_at_once
+from workers.process import die_with_parent, end_at_once, give_way
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ _watched: "Sentinel | None" = None
 
 def attend(folder: AttemptFolder, role: str) -> None:
     """Have this process belong to an attempt: registered, watched, and gone with its parent.
+
+    It also gives way to the machine's other processes, as far as CAPS_NICE says.
 
     May be called again: an actor serves one trial after another. Does not return where a later
     attempt exists.
@@ -45,6 +47,7 @@ def attend(folder: AttemptFolder, role: str) -> None:
     # In this order: whoever makes a later attempt, and reads then who is registered, finds this
     # process or is found by it.
     folder.register(own_record(role))
+    give_way()
     if folder.superseded():
         logger.warning("a later attempt exists: this process ends")
         end_at_once()

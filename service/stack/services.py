@@ -19,6 +19,8 @@ from service.stack.state import StackState, token_path
 
 MAX_RAY_FOLDER = 36
 """Ray's sockets lie some 66 characters below its folder, and a socket's path has at most 103."""
+NICE = 10
+"""Of trainings on this machine: the API and MLflow go first."""
 
 DRIVER_SLOTS = 8
 """Searches and trainings of several workers that run at once; a driver takes some 400 MB."""
@@ -103,6 +105,7 @@ def _ray(home: Path, state: StackState, cpus: int | None, gpus: int | None) -> S
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_gcs_rpc_server_reconnect_timeout_s": f"{RECONNECT_TIMEOUT_S:.0f}",
+        "CAPS_NICE": os.environ.get("CAPS_NICE", str(NICE)),
     }
 
     def ready() -> bool:

@@ -1,6 +1,7 @@
 """The worker as a process: it dies with its parent, and all that it prints is kept."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -52,6 +53,18 @@ for name in sys.argv[1:]:
     print("Python to", Path(name).name)
     os.write(2, b"native\\n")
 """
+
+
+@pytest.mark.parametrize(("asked", "nice"), [("7", 7), ("0", 0), (None, 0)])
+def test_a_worker_gives_way_as_far_as_it_is_told(asked: str | None, nice: int) -> None:
+    code = (
+        "import os; from workers.process import give_way; give_way(); give_way(); print(os.nice(0))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CAPS_NICE"}
+    environment |= {} if asked is None else {"CAPS_NICE": asked}
+    own = os.nice(0)
+    answer = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert int(answer) == max(own, nice)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
