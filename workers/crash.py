@@ -5,7 +5,8 @@ Every commit, every call to Ray or MLflow and every document in an attempt's fol
 
     CAPS_CRASH_POINT=before:commit.start-attempt     SIGKILL to this process, before the body
     CAPS_CRASH_POINT=after:ray.submit:3              after it, when that is reached the third time
-    CAPS_CRASH_TRACE=FILE                            a line in FILE for each point that is reached
+    CAPS_CRASH_TRACE=FILE                            a line in FILE for each point that is reached;
+                                                     processes that share it count together
 
 or, in the same process, the hook `reached`, which may raise. The standard library alone: workers
 and control plane both stand on this module.
@@ -107,8 +108,14 @@ def _reach_as_asked(point: str) -> None:
     if where != point:
         return
     _times[point] += 1
-    if _times[point] == time:
+    if (_lines_of(point, trace) if trace else _times[point]) == time:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _lines_of(point: str, trace: str) -> int:
+    """How often the processes that share this file have reached a point."""
+    with open(trace) as file:
+        return file.read().split().count(point)
 
 
 def _parsed(asked: str) -> tuple[str, int]:

@@ -129,7 +129,7 @@ class Books:
             ).all()
             rows = connection.execute(
                 text(
-                    "SELECT id, state, desired, attempt, version, reason, evidence, result, "
+                    "SELECT id, kind, state, desired, attempt, version, reason, evidence, result, "
                     "losses, finished_at, "
                     "(SELECT count(*) FROM attempts WHERE job_id = jobs.id) AS made, "
                     "(SELECT max(number) FROM attempts WHERE job_id = jobs.id) AS newest, "
@@ -201,7 +201,8 @@ class Books:
         self._breach("double commit", twice, f"{what}: {entry.ends} ends, {entry.retries} retries")
         self._check_result(row, entry, what)
         if not terminal:
-            self.work.check_losses(row)
+            if row.kind == "train":  # what a played search gains is in no trial's folder
+                self.work.check_losses(row)
             return
         now = (row.state, row.reason, row.evidence, row.result, row.attempt, row.finished_at)
         entry.frozen = entry.frozen or now
