@@ -25,7 +25,7 @@ READY_TIMEOUT_S = 120.0
 STOP_GRACE_S = 8.0
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-STEADY_S = 10.0
+STEADY_S = 3.0
 """A service that has lived for so long starts again without a delay."""
 WATCH_EVERY_S = 0.1
 
