@@ -10,12 +10,13 @@ import random
 import secrets
 import sys
 import time
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from chaos.figures import Times, table
-from chaos.kills import plan
+from chaos.kills import PLAN, Kind, plan
 from chaos.storm import Storm, Verdict
 from support.postgres import programs, running
 
@@ -28,9 +29,11 @@ def main() -> int:
     parser.add_argument("--database", choices=DATABASES, action="append")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     parser.add_argument("--share", type=float, default=1.0, help="of the planned kills")
+    parser.add_argument("--kind", choices=list(PLAN), action="append", help="only these")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
-    verdicts = rage(arguments.database or DATABASES, arguments.seed, arguments.share)
+    kinds = arguments.kind or list(PLAN)
+    verdicts = rage(arguments.database or DATABASES, arguments.seed, arguments.share, kinds)
     report = summarize(verdicts)
     print(report)
     if arguments.out:
@@ -39,7 +42,9 @@ def main() -> int:
     return int(any(verdict.wrong for verdict in verdicts))
 
 
-def rage(databases: tuple[str, ...] | list[str], seed: int, share: float) -> list[Verdict]:
+def rage(
+    databases: Sequence[str], seed: int, share: float, kinds: Collection[Kind]
+) -> list[Verdict]:
     """One storm on each database, with the same plan of kills."""
     say(f"seed {seed}")
     verdicts = []
@@ -52,7 +57,7 @@ def rage(databases: tuple[str, ...] | list[str], seed: int, share: float) -> lis
             if database == "postgresql":
                 url = resources.enter_context(running()).new_database()
             say(f"a storm on {database}")
-            verdicts.append(Storm(url, seed, say).run(plan(random.Random(seed), share)))
+            verdicts.append(Storm(url, seed, say).run(plan(random.Random(seed), share, kinds)))
             say(f"the storm on {database} is over\n{summarize(verdicts[-1:])}")
     return verdicts
 

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -65,11 +66,13 @@ class Kill:
     """Of a control plane: until it answered."""
 
 
-def plan(chance: random.Random, share: float = 1.0) -> list[Kind]:
-    """An order of kills; `share` of them all, at least one of each kind."""
+def plan(
+    chance: random.Random, share: float = 1.0, only: Collection[Kind] = tuple(PLAN)
+) -> list[Kind]:
+    """An order of kills; `share` of them all, at least one of each kind in `only`."""
     kinds: list[Kind] = []
-    for kind, count in PLAN.items():
-        kinds += [kind] * max(1, round(count * share))
+    for kind in only:
+        kinds += [kind] * max(1, round(PLAN[kind] * share))
     chance.shuffle(kinds)
     return kinds
 
