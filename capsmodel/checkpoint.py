@@ -158,7 +158,7 @@ class CheckpointFolder:
         try:
             return read_own(path, self.owner)
         except BadCheckpointError:
-            self._mendsidecar_of(path)
+            self._mend_sidecar(path)
             return read_own(path, self.owner)
 
     def whole_best(self) -> CheckpointInfo | None:
@@ -223,7 +223,7 @@ class CheckpointFolder:
         write_sidecar(taken, target.stat().st_size)
         return taken
 
-    def _mendsidecar_of(self, path: Path) -> None:
+    def _mend_sidecar(self, path: Path) -> None:
         """Write the sidecar anew where a crash came between a link and its sidecar.
 
         A step checkpoint with the same digest proves that the file is whole.

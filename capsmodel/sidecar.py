@@ -75,8 +75,11 @@ def check_owner(info: CheckpointInfo, owner: str | None) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The step that a step checkpoint's name tells."""
-    return int(path.stem.removeprefix("step-"))
+    """The step that a step checkpoint's name tells. Raises BadCheckpointError if it tells none."""
+    step = path.stem.removeprefix("step-")
+    if not step.isdecimal():
+        raise BadCheckpointError(f"{path} is no checkpoint of ours: expected step-NUMBER.pt")
+    return int(step)
 
 
 def sidecar_of(path: Path) -> Path:

@@ -54,7 +54,7 @@ class MlflowRuns:
         self.ping()
         try:
             experiment = self._experiment(job.spec.experiment)
-            found = self._client.search_runs([experiment], _of(job))
+            found = self._client.search_runs([experiment], own_run(job))
             run_id = str(found[0].info.run_id) if found else self._create(experiment, job)
             self._log_params(run_id, job)  # of a run that is found they may be missing
             return experiment, run_id
@@ -93,7 +93,7 @@ class MlflowRuns:
         with self._closing(job, job.run_id):
             self._close_run(job, job.run_id, folder)
         with self._closing(job, job.run_id):
-            self._end_open(job, _of(job))  # two replicas at the same moment may have made two
+            self._end_open(job, own_run(job))  # two replicas at the same moment may have made two
         if job.kind is Kind.SEARCH:
             with self._closing(job, job.run_id):
                 self._end_open(job, f"tags.`{TAG_PARENT}` = '{job.run_id}'")
@@ -164,8 +164,8 @@ class MlflowRuns:
             self._client.log_batch(run_id, params=params[start : start + PER_BATCH])
 
 
-def _of(job: Job) -> str:
-    """What finds the job's own run."""
+def own_run(job: Job) -> str:
+    """MLflow's filter that finds the job's own run."""
     ours = f"tags.`{TAG_JOB}` = '{job.id}'"
     if job.kind is Kind.SEARCH:  # its trials' runs may carry its id too
         ours += f" AND tags.`{TAG_KIND}` = '{job.kind}'"

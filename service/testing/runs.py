@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 
 from service.errors import TrackingUnavailableError
 from service.queue.job import Job
-from service.runs import FINAL_STATUS, TAG_JOB, TAG_KIND, TAG_PARENT
+from service.runs import FINAL_STATUS, TAG_JOB, TAG_KIND, TAG_PARENT, own_run
 from service.testing.mlflow import FakeMlflow, MlflowAwayError, MlflowRefusalError
 from workers.attempt import AttemptFolder
 from workers.crash import crashing
@@ -32,7 +32,7 @@ class FakeRuns:
                 with crashing("mlflow.create-experiment"), suppress(MlflowRefusalError):
                     self.mlflow.create_experiment(name)
             experiment = self.mlflow.experiments[name]
-            if found := self.mlflow.search([experiment], _of(job)):
+            if found := self.mlflow.search([experiment], own_run(job)):
                 return experiment, found[0].id
             tags = {**job.spec.labels, TAG_JOB: job.id, TAG_KIND: job.kind.value}
             with crashing("mlflow.create-run"):
@@ -54,7 +54,7 @@ class FakeRuns:
         with _told():
             self._tag(job.run_id, "caps.state", job.state.value)
             self._end(job.run_id, FINAL_STATUS[job.state])
-            for which in (_of(job), f"tags.`{TAG_PARENT}` = '{job.run_id}'"):
+            for which in (own_run(job), f"tags.`{TAG_PARENT}` = '{job.run_id}'"):
                 running = f"{which} AND attributes.status = 'RUNNING'"
                 for run in self.mlflow.search([job.experiment_id or ""], running):
                     self._end(run.id, "KILLED")
@@ -76,10 +76,6 @@ class FakeRuns:
             return
         with crashing("mlflow.set-tag"):
             run.tags[key] = value
-
-
-def _of(job: Job) -> str:
-    return f"tags.`{TAG_JOB}` = '{job.id}' AND tags.`{TAG_KIND}` = '{job.kind}'"
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """A thread beside the storm; what goes wrong in it is told when it is stopped."""
 
 import threading
+from abc import ABC, abstractmethod
 
 
-class Aside:
+class Aside(ABC):
     """Calls `look` again and again until it is stopped."""
 
     def __init__(self, name: str, every_s: float) -> None:
@@ -24,9 +25,9 @@ class Aside:
         if self.error is not None:
             raise self.error
 
+    @abstractmethod
     def look(self) -> None:
         """Do what is to be done every time."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         try:

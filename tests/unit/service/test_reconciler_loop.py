@@ -735,17 +735,23 @@ def test_a_retried_job_goes_on_where_it_failed(world: World) -> None:
         world.store.retry(job_id)
 
 
-def test_another_jobs_checkpoint_is_none_that_a_retry_could_begin_from(
-    world: World, no_waiting: None
-) -> None:
-    job_id = world.add()
+def lose(world: World, job_id: str, times: int) -> list[AttemptFolder]:
+    """So many attempts die, each with a checkpoint; their folders. The next one runs."""
     world.tick()
     folders = []
-    for _ in range(2):
+    for _ in range(times):
         folders.append(world.folder(job_id))
         checkpoint(folders[-1].checkpoints / "step-00000007.pt", owner=job_id)
         world.end(job_id, RayStatus.FAILED)
         world.tick(4)
+    return folders
+
+
+def test_another_jobs_checkpoint_is_none_that_a_retry_could_begin_from(
+    world: World, no_waiting: None
+) -> None:
+    job_id = world.add()
+    folders = lose(world, job_id, times=2)
     checkpoint(folders[1].checkpoints / "step-00000007.pt", owner="another")
     world.leave(job_id, "failed", Reason.ERROR)
     world.tick()
@@ -757,13 +763,7 @@ def test_of_a_failed_job_only_the_newest_attempts_checkpoints_stay(
     world: World, no_waiting: None
 ) -> None:
     job_id = world.add()
-    world.tick()
-    folders = []
-    for _ in range(3):
-        folders.append(world.folder(job_id))
-        checkpoint(folders[-1].checkpoints / "step-00000007.pt")
-        world.end(job_id, RayStatus.FAILED)
-        world.tick(4)
+    folders = lose(world, job_id, times=3)
     (folders[2].checkpoints / "step-00000007.pt").write_bytes(b"damaged")
     checkpoint(folders[2].checkpoints / "best.pt")  # taken over at its start
     checkpoint(world.folder(job_id).checkpoints / "best.pt")
