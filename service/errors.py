@@ -5,16 +5,21 @@ CapsError
 │   ├── BodyInvalidError            400
 │   ├── HostRefusedError            400
 │   ├── CursorInvalidError          400
+│   ├── TokenMissingError           401
+│   ├── TokenInvalidError           401
+│   ├── ScopeMissingError           403
 │   ├── BodyTooLargeError           413
 │   ├── MediaTypeError              415
 │   ├── KeyReusedError              422
 │   ├── ParameterInvalidError       422
-│   └── SpecInvalidError            422
+│   ├── SpecInvalidError            422
+│   └── InputError                  422, what was typed or set; never leaves the client
 ├── JobNotFoundError                404
 │   ├── AttemptNotFoundError        404
 │   ├── JobDeletedError             410
 │   ├── SearchNotFoundError         404
 │   └── TrialNotFoundError          404
+├── TokenNotFoundError              404
 ├── JobConflictError                409
 │   ├── JobEndedError               409
 │   ├── JobActiveError              409
@@ -105,6 +110,39 @@ class CursorInvalidError(RequestError):
     hint = "pass `next_cursor` of the page before, unchanged, or leave it out"
 
 
+class TokenMissingError(RequestError):
+    """This API asks for a token, and none came with the request."""
+
+    code = "token-missing"
+    status = 401
+    title = "Token missing"
+    hint = "send `Authorization: Bearer TOKEN`; capsctl and CapsClient take it from CAPS_TOKEN"
+
+
+class TokenInvalidError(RequestError):
+    """The token is not valid: it is unknown, has expired or was revoked."""
+
+    code = "token-invalid"
+    status = 401
+    title = "Token invalid"
+    hint = (
+        "`capsctl token create`, with the token of an administrator, makes another one; capsctl "
+        "and CapsClient take it from CAPS_TOKEN"
+    )
+
+
+class ScopeMissingError(RequestError):
+    """The token's scope does not allow this: the scope `submit` is needed."""
+
+    code = "scope-missing"
+    status = 403
+    title = "Scope missing"
+    hint = (
+        "an administrator makes such a token by `capsctl token create --scope submit`; capsctl "
+        "and CapsClient take it from CAPS_TOKEN"
+    )
+
+
 class BodyTooLargeError(RequestError):
     """The body is larger than 256 KB."""
 
@@ -147,6 +185,23 @@ class SpecInvalidError(RequestError):
     status = 422
     title = "Invalid specification"
     hint = "`capsctl schema` or GET /v1/schema/train tells every field and its range"
+
+
+class InputError(RequestError):
+    """What was typed or set can't be used."""
+
+    code = "input-invalid"
+    status = 422
+    title = "Invalid input"
+
+
+class TokenNotFoundError(CapsError):
+    """There is no such token."""
+
+    code = "token-not-found"
+    status = 404
+    title = "Token not found"
+    hint = "`capsctl token list` or GET /v1/tokens lists the tokens"
 
 
 class JobNotFoundError(CapsError):

@@ -13,6 +13,7 @@ from service.errors import TrackingUnavailableError
 from service.notes import describe
 from service.queue.job import Job, Kind, State
 from service.shipping import Shipping, completeness
+from service.tokens import LOCAL
 from service.tracking_client import TrackingClient
 from workers.attempt import AttemptFolder
 from workers.courier import REFUSALS
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 TAG_JOB = "caps.job"
 TAG_KIND = "caps.kind"
 TAG_PARENT = "mlflow.parentRunId"
+TAG_USER = "mlflow.user"
+"""Whom MLflow's page shows as the run's user."""
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Without it MLflow's page opens on its views for language models."""
@@ -154,6 +157,8 @@ class MlflowRuns:
             "mlflow.source.name": "capsnet",
             "mlflow.note.content": describe(job),
         }
+        if job.owner != LOCAL:
+            ours[TAG_USER] = job.owner
         tags = {**job.spec.labels, **ours}
         run = self._client.create_run(experiment, tags=tags, run_name=job.spec.name)
         return str(run.info.run_id)

@@ -1,9 +1,12 @@
 """Settings, read from the environment (`CAPS_*`)."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.tokens import ADMIN_FILE
 
 RECONNECT_TIMEOUT_S = 15.0
 """Ray's own default is 60 s: so long would a job wait for the proof that its attempt is dead."""
@@ -30,6 +33,8 @@ class Settings(BaseSettings):
     """MLflow's address in links for people, where it differs from CAPS_MLFLOW_URI."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost"]
     """Host headers that the API answers."""
+    tokens: Literal["auto", "on"] = "auto"
+    """Whether the API asks for tokens: `auto` everywhere but on loopback, `on` there as well."""
     elastic: bool = False
     """Larger nodes may join the cluster: what fits nowhere now waits, and is not refused."""
     ray_reconnect_timeout_s: float = Field(default=RECONNECT_TIMEOUT_S, gt=0, le=600)
@@ -49,6 +54,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """SQLAlchemy URL of the queue."""
         return self.database_url or f"sqlite:///{(self.home / 'queue.db').absolute()}"
+
+    @property
+    def admin_token_file(self) -> Path:
+        """Where an API that asks for tokens keeps the first one."""
+        return self.home.absolute() / ADMIN_FILE
 
     @property
     def ray_token(self) -> str | None:

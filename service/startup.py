@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,11 +32,19 @@ class Startup:
     """Starts the background at once, or when a database that is away has come back.
 
     Calls to the API are answered with 503 meanwhile.
+
+    Args:
+        store: Brought up to date.
+        background: Begins then.
+        prepare: What else is to be done with the database between the two.
     """
 
-    def __init__(self, store: Store, background: Background) -> None:
+    def __init__(
+        self, store: Store, background: Background, prepare: Callable[[], None] | None = None
+    ) -> None:
         self._store = store
         self._background = background
+        self._prepare = prepare
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -59,6 +68,8 @@ class Startup:
     def _try(self) -> bool:
         try:
             self._store.migrate()
+            if self._prepare is not None:
+                self._prepare()
         except SQLAlchemyError as error:
             if outage(error) is None:
                 raise

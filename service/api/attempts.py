@@ -23,4 +23,4 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 def list_attempts(job_id: JobId, given: Given) -> AttemptPage:
     """List the attempts of a job: when they ran, from which step they went on, what ended them."""
     presenter = given.presenter([])
-    return AttemptPage(attempts=[presenter.attempt(each) for each in given.store.attempts(job_id)])
+    return AttemptPage(attempts=[presenter.attempt(each) for each in given.attempts(job_id)])

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.api.promotion import Promotion
+from service.api.token_views import TokenRequest
 from service.api.views import Problem
 from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
@@ -29,7 +30,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in _NOT_OURS:
         schemas.pop(name, None)
-    for model in (TrainSpec, SearchSpec, Promotion, Problem):
+    for model in (TrainSpec, SearchSpec, Promotion, TokenRequest, Problem):
         schema = model.model_json_schema(ref_template=REFERENCES)
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -30,8 +30,7 @@ def list_events(
     limit: Annotated[int, Query(ge=1, le=1000, examples=[100])] = 100,
 ) -> EventPage:
     """Read what happened to a job, in order, beyond the event `after`."""
-    given.store.get(job_id)
-    events = given.store.events(job_id, after, limit)
+    events = given.events(job_id, after, limit)
     return EventPage(
         events=[event_view(event) for event in events],
         next_after=events[-1].id if events else after,

@@ -20,6 +20,7 @@ ITEM: dict[str, Any] = {
     "experiment": "demo",
     "labels": {"team": "vision"},
     "priority": 0,
+    "owner": "ann",
     "state": "RUNNING",
     "phase": "training",
     "desired": "run",

@@ -196,6 +196,8 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str | None:
 @cache
 def _paths(spec: type[BaseModel]) -> tuple[str, ...]:
     """Every field of a specification, as `model.routing.iterations`."""
+    if any(field.is_required() and name != "space" for name, field in spec.model_fields.items()):
+        return tuple(spec.model_fields)  # a flat document: it has no defaults to walk along
     any_space = {"space": {"epochs": Choice(values=(1,))}} if spec is SearchSpec else {}
     document = spec(**any_space).model_dump(mode="json", by_alias=True)
     document.pop("space", None)

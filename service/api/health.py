@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from service.api import examples
 from service.api.described import answer
-from service.api.services import Given, Probe
+from service.api.services import Parts, Probe
 from service.api.views import CheckView, HealthView, ReadyView
 from service.errors import CapsError
 from service.version import package_version
@@ -13,9 +13,9 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", responses={200: answer(examples.HEALTH, "Alive")})
-async def healthz(given: Given) -> HealthView:
+async def healthz(parts: Parts) -> HealthView:
     """Tell that the process lives, whatever else is away."""
-    return HealthView(version=package_version(), stack=given.settings.stack_id)
+    return HealthView(version=package_version(), stack=parts.settings.stack_id)
 
 
 @router.get(
@@ -25,9 +25,9 @@ async def healthz(given: Given) -> HealthView:
         503: answer(examples.NOT_READY, "A part does not answer") | {"model": ReadyView},
     },
 )
-def readyz(given: Given, response: Response) -> ReadyView:
+def readyz(parts: Parts, response: Response) -> ReadyView:
     """Ask the database, Ray and MLflow whether they answer."""
-    checks = {name: _check(probe) for name, probe in given.probes.items()}
+    checks = {name: _check(probe) for name, probe in parts.probes.items()}
     ready = all(check.ok for check in checks.values())
     response.status_code = 200 if ready else 503
     return ReadyView(status="ready" if ready else "not-ready", checks=checks)

@@ -95,7 +95,7 @@ def list_jobs(
     limit: Limit = 50,
 ) -> Response:
     """List jobs of all kinds, the newest first; pages stay stable while jobs are added."""
-    page = given.store.list(replace(filter, kinds=tuple(kind)), cursor, limit)
+    page = given.jobs(replace(filter, kinds=tuple(kind)), cursor, limit)
     presenter = given.presenter(page.jobs)
     jobs = [presenter.item(job) for job in page.jobs]
     return rendered(JobPage(jobs=jobs, next_cursor=page.next_cursor))
@@ -110,7 +110,7 @@ def list_jobs(
 )
 def get_job(job_id: JobId, given: Given) -> JobView:
     """Look at a job of any kind: state, progress, result, its MLflow run."""
-    return _present(given, given.store.get(job_id))
+    return _present(given, given.job(job_id))
 
 
 def _present(given: Given, job: Job) -> JobView:

@@ -68,7 +68,7 @@ def read_log(
     limit: Limit = 256 * 1024,
 ) -> Response:
     """Read the log of an attempt."""
-    job = given.store.get(job_id)
+    job = given.job(job_id)
     number = job.attempt if attempt is None else attempt
     if number > job.attempt:
         raise AttemptNotFoundError(f"job {job.id} has {job.attempt} attempts, not {number}")

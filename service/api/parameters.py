@@ -8,12 +8,22 @@ from fastapi import Depends, Query, Request
 from service.errors import FieldError, ParameterInvalidError
 from service.queue.job import State
 from service.queue.store import JobFilter
+from service.tokens import OWNER_PATTERN
 
 Label = Annotated[str, Query(pattern=r"^[^=\x00]{1,63}=[^\x00]{0,200}$")]
 Cursor = Annotated[str | None, Query(max_length=100, examples=["NmFrMmtxNzgybnRx"])]
 Limit = Annotated[int, Query(ge=1, le=200, examples=[50])]
 
-FILTERS = ("experiment", "label", "state", "cursor", "limit")
+Owner = Annotated[
+    str | None,
+    Query(
+        pattern=OWNER_PATTERN,
+        description="Of this owner alone; without the scope `admin` there are one's own only.",
+        examples=["ann"],
+    ),
+]
+
+FILTERS = ("experiment", "label", "state", "owner", "cursor", "limit")
 
 
 def only(*names: str) -> Callable[[Request], Awaitable[None]]:
@@ -45,9 +55,10 @@ async def _filter(
     state: Annotated[
         list[State], Query(max_length=10, description="Repeated: any.", examples=["RUNNING"])
     ] = [],  # noqa: B006
+    owner: Owner = None,
 ) -> JobFilter:
     labels = {key: value for key, _, value in (text.partition("=") for text in label)}
-    return JobFilter(experiment, labels, tuple(state))
+    return JobFilter(experiment, labels, tuple(state), owner=owner)
 
 
 Filter = Annotated[JobFilter, Depends(_filter)]

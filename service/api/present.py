@@ -66,6 +66,7 @@ class Presenter:
             experiment=job.spec.experiment,
             labels=job.spec.labels,
             priority=job.spec.priority,
+            owner=job.owner,
             state=job.state,
             phase=phase(job, progress, self.now),
             desired=job.desired,

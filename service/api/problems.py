@@ -18,6 +18,9 @@ from service.queue.engine import outage
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+UNAUTHORIZED = 401
+CHALLENGE = "Bearer"
+"""By what a caller shows who they are."""
 UNAVAILABLE = 503
 RETRY_AFTER_S = 2
 """A database that was killed is back within about this time."""
@@ -42,6 +45,8 @@ def problem(error: CapsError, request_id: str | None = None) -> Problem:
 def problem_response(content: Problem, headers: dict[str, str] | None = None) -> Response:
     """The answer that carries a problem; of what passes by itself it tells when to ask again."""
     body = content.model_dump_json(exclude_none=True)
+    if content.status == UNAUTHORIZED:
+        headers = {"WWW-Authenticate": CHALLENGE, **(headers or {})}
     if content.status == UNAVAILABLE:
         headers = {"Retry-After": str(RETRY_AFTER_S), **(headers or {})}
     return Response(body, content.status, headers, media_type=MEDIA_TYPE)
@@ -67,8 +72,8 @@ def documented(*errors: type[CapsError]) -> dict[int | str, dict[str, Any]]:
         if kind.status == 422:
             example["errors"] = examples.FIELD_ERRORS
         content = found.setdefault(kind.status, {"description": kind.title, "content": {}})
-        if kind.status == UNAVAILABLE:
-            content["headers"] = {"Retry-After": _RETRY_AFTER}
+        if kind.status in _HEADERS:
+            content["headers"] = _HEADERS[kind.status]
         media = content["content"].setdefault(
             MEDIA_TYPE, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
         )
@@ -76,9 +81,19 @@ def documented(*errors: type[CapsError]) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-_RETRY_AFTER = {
-    "description": "Seconds after which to ask again.",
-    "schema": {"type": "integer", "example": RETRY_AFTER_S},
+_HEADERS: dict[int, dict[str, Any]] = {
+    UNAUTHORIZED: {
+        "WWW-Authenticate": {
+            "description": "How a token is sent.",
+            "schema": {"type": "string", "example": CHALLENGE},
+        }
+    },
+    UNAVAILABLE: {
+        "Retry-After": {
+            "description": "Seconds after which to ask again.",
+            "schema": {"type": "integer", "example": RETRY_AFTER_S},
+        }
+    },
 }
 
 

@@ -117,7 +117,7 @@ def list_searches(
     given: Given, filter: Filter, cursor: Cursor = None, limit: Limit = 50
 ) -> SearchPage:
     """List searches, the newest first; pages stay stable while searches are added."""
-    page = given.store.list(replace(filter, kinds=(Kind.SEARCH,)), cursor, limit)
+    page = given.jobs(replace(filter, kinds=(Kind.SEARCH,)), cursor, limit)
     presenter = given.search_presenter(page.jobs)
     found = [presenter.item(job) for job in page.jobs]
     return SearchPage(searches=found, next_cursor=page.next_cursor)

@@ -1,22 +1,22 @@
 """The verbs of jobs and searches: what both routes do, before each shows what came of it."""
 
-from service.api.services import Services
+from service.api.services import ForCaller
 from service.errors import JobEndedError, NothingToRetryError
 from service.queue.job import Desired, Job, State
 from workers.trials import TrialState
 
 
-def steered(given: Services, job_id: str, desired: Desired) -> Job:
+def steered(given: ForCaller, job_id: str, desired: Desired) -> Job:
     """The job, of which the user wants this from now on. Raises JobEndedError."""
     try:
-        job = given.store.set_desired(job_id, desired)
+        job = given.set_desired(job_id, desired)
     except JobEndedError as error:
-        raise JobEndedError(error.detail, hint=_instead(given.store.get(job_id))) from None
+        raise JobEndedError(error.detail, hint=_instead(given.job(job_id))) from None
     given.wake()
     return job
 
 
-def reopened(given: Services, search: Job) -> Job:
+def reopened(given: ForCaller, search: Job) -> Job:
     """A search that is queued again for what failed or was cut off in it.
 
     Raises JobConflictError, NothingToRetryError.
@@ -26,12 +26,12 @@ def reopened(given: Services, search: Job) -> Job:
     done = search.state is State.SUCCEEDED
     if done and not any(trial.state in left for trial in given.trials(search)):
         raise NothingToRetryError(f"no trial of search {search.id} failed or was cut off")
-    return given.store.reopen(search.id)
+    return given.reopen(search.id)
 
 
-def delete(given: Services, job_id: str) -> None:
+def delete(given: ForCaller, job_id: str) -> None:
     """Have a job forgotten. Raises JobActiveError, JobConflictError."""
-    given.store.request_delete(job_id)
+    given.request_delete(job_id)
     given.wake()
 
 

@@ -1,12 +1,13 @@
 """How a specification becomes a queued job: once for each key, and only what could ever run."""
 
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from fastapi import Depends, Header, Response
 
 from service.api.parsing import invalid_spec
-from service.api.services import Services
+from service.api.services import ForCaller
 from service.errors import (
     CapsError,
     FieldError,
@@ -22,8 +23,8 @@ from workers.specs import InitFrom
 
 REPLAYED = "Idempotent-Replayed"
 LONGEST_KEY = 255
-LOCAL = "local"
-"""The owner of all jobs while there are no tokens."""
+JOBS_FOLDER = "jobs"
+"""Of CAPS_STORAGE: in it each job has a folder of its own."""
 
 KEY_ERRORS: tuple[type[CapsError], ...] = (ParameterInvalidError, KeyReusedError, JobDeletedError)
 
@@ -59,7 +60,7 @@ IdempotencyKey = Annotated[str | None, Depends(_key)]
 
 
 def queued(
-    given: Services,
+    given: ForCaller,
     spec: AnySpec,
     key: str | None,
     response: Response,
@@ -77,12 +78,12 @@ def queued(
         check()
     except CapsError:
         asked = request or spec.model_dump_json()
-        known = None if key is None else given.store.find_keyed(LOCAL, key, asked)
+        known = None if key is None else given.submitted_before(key, asked)
         if known is None:
             raise
         submitted = Submitted(known, replayed=True)
     else:
-        submitted = given.store.submit(spec, owner=LOCAL, idempotency_key=key, request=request)
+        submitted = given.submit(spec, key, request)
     if submitted.replayed:
         response.headers[REPLAYED] = "true"
     else:
@@ -91,20 +92,37 @@ def queued(
 
 
 def check_origin(
-    given: Services, source: InitFrom | None, pointer: str, hint: str | None = None
+    given: ForCaller, source: InitFrom | None, pointer: str, hint: str | None = None
 ) -> None:
     """Refuse to continue from a job that does not exist: the worker would tell only later."""
-    if source is None or source.job is None:
+    if source is None:
         return
+    if source.path is not None:
+        _check_path(given, source.path, f"{pointer}/path", hint)
+        return
+    assert source.job is not None
     try:
-        given.store.get(source.job)
+        given.job(source.job)
     except JobNotFoundError as error:
         lists = "GET /v1/jobs or `capsctl jobs` lists the jobs"
         wrong = FieldError(f"{pointer}/job", error.detail, source.job, "the id of a job", lists)
         raise invalid_spec([wrong], 1, hint) from None
 
 
-def check_room(given: Services, spec: AnySpec, pointer: str) -> None:
+def _check_path(given: ForCaller, path: str, pointer: str, hint: str | None) -> None:
+    """Whoever may not see a job takes no checkpoint out of its folder either."""
+    folders = PurePosixPath(path).parts
+    if given.caller.sees_only is None or folders[0] != JOBS_FOLDER:
+        return
+    try:
+        given.job(folders[1])
+    except JobNotFoundError as error:
+        accepted = f"a checkpoint of a job of yours, or one outside of `{JOBS_FOLDER}/`"
+        wrong = FieldError(pointer, error.detail, path, accepted)
+        raise invalid_spec([wrong], 1, hint) from None
+
+
+def check_room(given: ForCaller, spec: AnySpec, pointer: str) -> None:
     """Refuse what the cluster could not even hold if it were empty."""
     wrong = given.capacity.never_fits(spec, pointer)
     if wrong:

@@ -6,7 +6,7 @@ from service.api import examples
 from service.api.described import answer
 from service.api.jobs import JobId
 from service.api.problems import documented
-from service.api.services import Given, Services
+from service.api.services import Given
 from service.api.steering import delete, reopened, steered
 from service.api.views import JobView
 from service.errors import (
@@ -78,8 +78,8 @@ def retry_job(job_id: JobId, given: Given) -> JobView:
 
     Of a search this is `retry-failed`: the trials that failed or were cut off run again.
     """
-    job = given.store.get(job_id)
-    job = reopened(given, job) if job.kind is Kind.SEARCH else given.store.retry(job_id)
+    job = given.job(job_id)
+    job = reopened(given, job) if job.kind is Kind.SEARCH else given.retry(job_id)
     given.wake()
     return _present(given, job)
 
@@ -101,5 +101,5 @@ def delete_job(job_id: JobId, given: Given) -> None:
     delete(given, job_id)
 
 
-def _present(given: Services, job: Job) -> JobView:
+def _present(given: Given, job: Job) -> JobView:
     return given.presenter([job]).job(job)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from service.queue.job import Desired, Kind, State
+from service.tokens import LOCAL
 from workers.attempt import CheckpointRef, Reason, TrialCounts
 
 Phase = Literal[
@@ -106,6 +107,8 @@ class JobItem(View):
     experiment: str
     labels: dict[str, str]
     priority: int
+    owner: str = LOCAL
+    """Who submitted it: the owner of the token, `local` where no tokens are asked for."""
     state: State
     phase: Phase
     """A finer word for the state, derived for display."""

@@ -11,6 +11,7 @@ from service.cli import (
     search,
     stack,
     submit,
+    token,
     trials,
     verbs,
     watch,
@@ -26,7 +27,7 @@ app = typer.Typer(
     "one machine.",
 )
 for _module in (
-    stack, submit, search, watch, jobs, explain, trials, logs, events, verbs, schema
+    stack, submit, search, watch, jobs, explain, trials, logs, events, verbs, schema, token
 ):  # fmt: skip
     _module.register(app)
 

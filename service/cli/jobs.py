@@ -41,6 +41,9 @@ def list_jobs(
         typer.Option(case_sensitive=False, help="Only in this state; repeatable."),
     ] = None,
     kind: Annotated[list[Kind] | None, typer.Option(help="Only of this kind; repeatable.")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Only of this owner; others' are an administrator's to see.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 50,
     output: Output = Format.TEXT,
 ) -> None:
@@ -52,6 +55,7 @@ def list_jobs(
             labels=labels,
             states=state or [],
             kinds=kind or [],
+            owner=owner,
             page_size=min(limit, 200),
         )
         jobs = list(islice(found, limit))

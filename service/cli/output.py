@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from service.client import ApiError
 from service.errors import CapsError, FieldError
+from service.errors import InputError as InputError
 
 
 class Format(StrEnum):
@@ -25,15 +26,7 @@ Output = Annotated[Format, typer.Option("-o", "--output", help="Text for people,
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
 PIPE_WIDTH = 1000
-_BAD_INPUT = (400, 404, 410, 413, 415, 422)
-
-
-class InputError(CapsError):
-    """What was typed can't be used."""
-
-    code = "input-invalid"
-    status = 422
-    title = "Invalid input"
+_BAD_INPUT = (400, 401, 403, 404, 410, 413, 415, 422)
 
 
 class Commands(TyperGroup):
@@ -67,7 +60,7 @@ def tell(error: ApiError | CapsError, output: Format) -> None:
 
 
 def exit_status(error: ApiError | CapsError) -> int:
-    """2 where what was typed can't be used, else 1."""
+    """2 where what was typed, or the token, can't be used; else 1."""
     return 2 if error.status in _BAD_INPUT else 1
 
 

@@ -16,6 +16,7 @@ from service.api.views import JobView
 from service.client.errors import ApiError, ApiUnreachableError
 from service.client.jobs import JobCalls, LogChunk
 from service.client.searches import SearchCalls
+from service.client.tokens import TokenCalls
 from service.client.transport import default_url
 
 __all__ = ["ApiError", "ApiUnreachableError", "CapsClient", "LogChunk", "default_url"]
@@ -23,7 +24,7 @@ __all__ = ["ApiError", "ApiUnreachableError", "CapsClient", "LogChunk", "default
 View = TypeVar("View", bound=JobView)
 
 
-class CapsClient(JobCalls, SearchCalls):
+class CapsClient(JobCalls, SearchCalls, TokenCalls):
     """Submits jobs and searches, steers and follows them.
 
     Args:
@@ -34,6 +35,10 @@ class CapsClient(JobCalls, SearchCalls):
         submit_patience: Seconds for which a submission is tried again while the API does not
             answer, or answers that a part of it is away.
         on_retry: Hears of each such try: what went wrong, and how many seconds are left.
+        token: By default CAPS_TOKEN, else what the file CAPS_TOKEN_PATH holds, else, for an API on
+            this machine, that of the administrator in CAPS_HOME, if it may be read.
+
+    Raises InputError where a token can't be one.
     """
 
     def follow_logs(

@@ -79,10 +79,11 @@ class JobCalls(Transport):
         labels: Mapping[str, str] | None = None,
         states: Sequence[str] = (),
         kinds: Sequence[str] = (),
+        owner: str | None = None,
         page_size: int = 50,
     ) -> Iterator[JobItem]:
         """All jobs that fit, the newest first, read page by page; searches are jobs too."""
-        query = filters(experiment, labels, states, page_size) | {"kind": list(kinds)}
+        query = filters(experiment, labels, states, page_size, owner) | {"kind": list(kinds)}
         while True:
             answer = self._call("GET", "/v1/jobs", params=query)
             page = self._parsed(answer, JobPage.model_validate_json)
@@ -118,7 +119,11 @@ class JobCalls(Transport):
 
 
 def filters(
-    experiment: str | None, labels: Mapping[str, str] | None, states: Sequence[str], limit: int
+    experiment: str | None,
+    labels: Mapping[str, str] | None,
+    states: Sequence[str],
+    limit: int,
+    owner: str | None,
 ) -> dict[str, Any]:
     """The parameters of a list."""
     query: dict[str, Any] = {
@@ -126,7 +131,8 @@ def filters(
         "state": list(states),
         "limit": limit,
     }
-    return query if experiment is None else query | {"experiment": experiment}
+    named = {"experiment": experiment, "owner": owner}
+    return query | {name: value for name, value in named.items() if value is not None}
 
 
 def log_chunk(content: bytes, headers: httpx.Headers) -> LogChunk:

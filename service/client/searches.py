@@ -46,10 +46,11 @@ class SearchCalls(Transport):
         experiment: str | None = None,
         labels: Mapping[str, str] | None = None,
         states: Sequence[str] = (),
+        owner: str | None = None,
         page_size: int = 50,
     ) -> Iterator[SearchItem]:
         """All searches that fit, the newest first, read page by page."""
-        query = filters(experiment, labels, states, page_size)
+        query = filters(experiment, labels, states, page_size, owner)
         while True:
             answer = self._call("GET", "/v1/searches", params=query)
             page = self._parsed(answer, SearchPage.model_validate_json)

@@ -14,7 +14,9 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from service.api.views import Problem
+from service.client.credentials import authorization
 from service.client.errors import ApiError, ApiUnreachableError
+from service.loopback import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 FIRST_PAUSE_S = 0.25
@@ -46,14 +48,24 @@ class Transport:
         patience: float = 60.0,
         submit_patience: float = 30.0,
         on_retry: Callable[[ApiError, float], None] | None = None,
+        *,
+        token: str | None = None,
     ) -> None:
         self.url = (url or default_url()).rstrip("/")
         self.patience = patience
         self.submit_patience = submit_patience
         self._on_retry = on_retry
         # A proxy for the world outside can't reach this machine's own loopback.
-        local = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=not local)
+        local = is_loopback(httpx.URL(self.url).host)
+        # The token stays in the header alone, which httpx shows to nobody. Redirects are not
+        # followed: they might lead it elsewhere.
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=authorization(token, to_this_machine=local),
+            timeout=timeout,
+            trust_env=not local,
+            follow_redirects=False,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from service.tokens import LOCAL
 from workers.attempt import Reason, StopKind
 from workers.search_specs import SearchSpec
 from workers.specs import TrainSpec
@@ -133,7 +134,7 @@ class Job:
     """The worker's `Result` of the last attempt that left one."""
     retry_through: int = 0
     """Of a search: failures of trials in attempts up to this one are void."""
-    owner: str = "local"
+    owner: str = LOCAL
     """Who submitted it."""
     current: Attempt | None = field(default=None, compare=False)
     """The current attempt's record."""

@@ -34,12 +34,27 @@ SHOWN = jobs.c.desired != Desired.DELETE
 
 
 def get_job(
-    connection: Connection, job_id: str, *, lock: bool = False, hidden: bool = False
+    connection: Connection,
+    job_id: str,
+    *,
+    owner: str | None = None,
+    lock: bool = False,
+    hidden: bool = False,
 ) -> Job:
-    """One job with its current attempt. Raises JobNotFoundError."""
+    """One job with its current attempt. Raises JobNotFoundError.
+
+    Args:
+        connection: Within a transaction, if the job is to be locked.
+        job_id: As it came from a user.
+        owner: Whose it must be: another one's is not there. None asks for nobody's in particular.
+        lock: Keep others from changing it.
+        hidden: Also find what is to be deleted.
+    """
     query = JOB.where(jobs.c.id == job_id)
     if not hidden:
         query = query.where(SHOWN)
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
     if lock:  # SQLite has no FOR UPDATE, and no need: BEGIN IMMEDIATE lets one writer in
         query = query.with_for_update(of=jobs)
     row = connection.execute(query).one_or_none() if ID.fullmatch(job_id) else None

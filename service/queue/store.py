@@ -2,6 +2,9 @@
 
 A change of a job is a compare-and-set on (attempt, version). The attempt fences: whoever still
 holds a record of an earlier attempt changes nothing.
+
+What is done in a user's name takes an `owner`: another owner's job is not there then, in the very
+words in which one that does not exist is not. None, as for the reconciler, sees all.
 """
 
 import json
@@ -51,7 +54,9 @@ from service.queue.schema import is_up_to_date, upgrade
 from service.queue.tables import NOT_RUN, attempts, clock, events, job_labels, jobs, queue
 from service.queue.tick_lock import tick_lock
 from service.queue.together import Together
+from service.queue.tokens import TokenStore
 from service.queue.watch import Watch
+from service.tokens import LOCAL
 from workers.crash import crashing
 
 Jobs = list[Job]  # names that `Store.list` does not hide
@@ -79,6 +84,7 @@ class JobFilter:
     labels: Mapping[str, str] = field(default_factory=dict)
     states: tuple[State, ...] = ()
     kinds: tuple[Kind, ...] = ()
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class Store:
         self.engine = make_engine(url)
         self._reader = reading(self.engine)
         self._writer = writing(self.engine)
+        self.tokens = TokenStore(self.engine)
         self._watch = Watch(self.now)
         self._places = Places()
         self._lookups = Together(self._positions_of_all, most=LOOKED_UP_TOGETHER)
@@ -138,14 +145,26 @@ class Store:
         with self._reader.connect() as connection:
             connection.execute(select(jobs.c.id).limit(1))
 
-    def get(self, job_id: str) -> Job:
+    def get(self, job_id: str, *, owner: str | None = None) -> Job:
         """Raises JobNotFoundError."""
         with self._reader.connect() as connection:
-            return get_job(connection, job_id)
+            return get_job(connection, job_id, owner=owner)
 
-    def list(self, filter: JobFilter, cursor: str | None = None, limit: int = 50) -> Page:
-        """A page of jobs, the newest first; jobs that come meanwhile do not shift it."""
+    def list(
+        self,
+        filter: JobFilter,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        sees_only: str | None = None,
+    ) -> Page:
+        """A page of jobs, the newest first; jobs that come meanwhile do not shift it.
+
+        Besides what the filter says, they are those of the owner `sees_only`, unless that is None.
+        """
         query = _filtered(JOB, filter).order_by(jobs.c.id.desc()).limit(limit + 1)
+        if sees_only is not None:
+            query = query.where(jobs.c.owner == sees_only)
         if cursor is not None:
             query = query.where(jobs.c.id < decode_cursor(cursor))
         rows = self._rows(query)
@@ -198,11 +217,11 @@ class Store:
             found = self._places.of(connection, everybody)
         return [{id: found[id] for id in job_ids if id in found} for job_ids in asked]
 
-    def attempts(self, job_id: str) -> Attempts:
+    def attempts(self, job_id: str, *, owner: str | None = None) -> Attempts:
         """A job's attempts, by number. Raises JobNotFoundError."""
         query = select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
         with self._reader.connect() as connection:
-            get_job(connection, job_id)
+            get_job(connection, job_id, owner=owner)
             return [attempt_of(row) for row in connection.execute(query)]
 
     def events(self, job_id: str, after: int = 0, limit: int = 100) -> Events:
@@ -226,9 +245,7 @@ class Store:
 
     # ------------------------------------------------------------------------------- writing
 
-    def add(
-        self, spec: AnySpec, *, owner: str = "local", idempotency_key: str | None = None
-    ) -> Job:
+    def add(self, spec: AnySpec, *, owner: str = LOCAL, idempotency_key: str | None = None) -> Job:
         """Queue a new job; with the key of an earlier submission, find that one's job.
 
         Raises KeyReusedError where the key came with another specification, JobDeletedError.
@@ -271,10 +288,10 @@ class Store:
                 continue
         raise RuntimeError("no free job id in 9 tries")
 
-    def set_desired(self, job_id: str, desired: Desired) -> Job:
+    def set_desired(self, job_id: str, desired: Desired, *, owner: str | None = None) -> Job:
         """Say what the user wants; a cancel is final. Raises JobNotFoundError, JobEndedError."""
         with self._writing("set-desired") as connection:
-            job = get_job(connection, job_id, lock=True)
+            job = get_job(connection, job_id, owner=owner, lock=True)
             if job.state.terminal and job.state != _ENDS_AS.get(desired):
                 raise JobEndedError(f"job {job.id} is {job.state}: it can't change any more")
             if job.desired is Desired.CANCEL and desired is not Desired.CANCEL:
@@ -285,13 +302,13 @@ class Store:
             event = NewEvent(f"{name}-requested", f"asked to {name}")
             return _change(connection, job, event, {"desired": desired})
 
-    def retry(self, job_id: str) -> Job:
+    def retry(self, job_id: str, *, owner: str | None = None) -> Job:
         """Queue a failed or cancelled job again; it goes on from its newest checkpoint.
 
         Raises JobNotFoundError, JobConflictError where it has not ended, or has succeeded.
         """
         with self._writing("retry") as connection:
-            job = get_job(connection, job_id, lock=True)
+            job = get_job(connection, job_id, owner=owner, lock=True)
             if not job.state.terminal:
                 raise JobConflictError(
                     f"job {job.id} is {job.state}", hint="retry is for jobs that have ended"
@@ -304,13 +321,13 @@ class Store:
             event = NewEvent("retry-requested", "asked to try again")
             return _change(connection, job, event, _AFRESH)
 
-    def reopen(self, job_id: str) -> Job:
+    def reopen(self, job_id: str, *, owner: str | None = None) -> Job:
         """Queue an ended search again: all that failed up to now is void.
 
         Raises JobNotFoundError, JobConflictError where it is no search or has not ended.
         """
         with self._writing("reopen") as connection:
-            job = get_job(connection, job_id, lock=True)
+            job = get_job(connection, job_id, owner=owner, lock=True)
             if job.kind is not Kind.SEARCH:
                 raise JobConflictError(f"job {job.id} is a training and has no trials")
             if not job.state.terminal:
@@ -321,21 +338,17 @@ class Store:
             event = NewEvent("retry-failed", "asked to run the failed trials again")
             return _change(connection, job, event, {**_AFRESH, "retry_through": job.attempt})
 
-    def request_delete(self, job_id: str) -> None:
+    def request_delete(self, job_id: str, *, owner: str | None = None) -> None:
         """Have an ended job forgotten with all its files; nobody finds it from now on.
 
         Raises JobNotFoundError, JobActiveError where it has not ended, JobConflictError where
         another one that has not ended begins from its checkpoint.
         """
         with self._writing("request-delete") as connection:
-            job = get_job(connection, job_id, lock=True)
+            job = get_job(connection, job_id, owner=owner, lock=True)
             if not job.state.terminal:
                 raise JobActiveError(f"job {job.id} is {job.state}")
-            if heir := _heir(connection, job.id):
-                raise JobConflictError(
-                    f"job {heir} begins from a checkpoint of job {job.id}, and has not ended",
-                    hint=f"wait for job {heir}, or cancel it",
-                )
+            _refuse_with_heir(connection, job.id, owner)
             event = NewEvent("delete-requested", "asked to delete")
             _change(connection, job, event, {"desired": Desired.DELETE}, hidden=True)
 
@@ -433,10 +446,26 @@ def _now(connection: Connection) -> float:
     return float(connection.execute(select(clock())).scalar_one())
 
 
-def _heir(connection: Connection, job_id: str) -> str | None:
-    """A job that has not ended and begins from this one's checkpoint."""
-    heirs = select(jobs.c.id).where(jobs.c.init_job == job_id, jobs.c.state.not_in(TERMINAL))
-    return connection.execute(heirs.limit(1)).scalar_one_or_none()
+def _refuse_with_heir(connection: Connection, job_id: str, owner: str | None) -> None:
+    """Raises JobConflictError while a job that has not ended begins from this one's checkpoint.
+
+    One that its user may not see is not named.
+    """
+    heirs = select(jobs.c.id, jobs.c.owner).where(
+        jobs.c.init_job == job_id, jobs.c.state.not_in(TERMINAL)
+    )
+    heir = connection.execute(heirs.limit(1)).one_or_none()
+    if heir is None:
+        return
+    if owner in (None, heir.owner):
+        raise JobConflictError(
+            f"job {heir.id} begins from a checkpoint of job {job_id}, and has not ended",
+            hint=f"wait for job {heir.id}, or cancel it",
+        )
+    raise JobConflictError(
+        f"another owner's job begins from a checkpoint of job {job_id}, and has not ended",
+        hint="wait for its end, or ask an administrator",
+    )
 
 
 def _change(
@@ -491,6 +520,8 @@ def _filtered(query: Select[Any], filter: JobFilter) -> Select[Any]:
     query = query.where(SHOWN)
     if filter.experiment is not None:
         query = query.where(jobs.c.experiment == filter.experiment)
+    if filter.owner is not None:
+        query = query.where(jobs.c.owner == filter.owner)
     if filter.kinds:
         query = query.where(jobs.c.kind.in_(filter.kinds))
     if filter.states:

@@ -74,6 +74,8 @@ jobs = Table(
     Index("ix_jobs_queue", "state", text("priority DESC"), "id"),  # its order
     Index(None, "experiment", "id"),
     Index(None, "kind", "id"),
+    Index(None, "owner", "id"),
+    Index(None, "owner", "state", "id"),
     Index("ix_jobs_not_run", "id", sqlite_where=NOT_RUN, postgresql_where=NOT_RUN),
     Index("ix_jobs_unclosed", "id", sqlite_where=UNCLOSED, postgresql_where=UNCLOSED),
     Index("ix_jobs_init_job", "init_job", sqlite_where=HAS_ORIGIN, postgresql_where=HAS_ORIGIN),
@@ -134,6 +136,21 @@ idempotency_keys = Table(
     Column("digest", String(64), nullable=False),
     Column("job_id", String(32), nullable=False),
     Column("created_at", Double, nullable=False),
+)
+
+# What the API's callers show. Of the secret there is the digest of the whole token alone.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(8), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("owner", String(100), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("last_used_at", Double),
 )
 
 # One row, made by the migration: two queues may share a cluster, and each knows its own jobs there.

@@ -56,7 +56,12 @@ def ray_folder(home: Path, state: StackState) -> Path:
 
 
 def _common(home: Path, service: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        # A client's token is none for what runs jobs.
+        if not k.startswith(("RAY_", "MLFLOW_")) and k not in ("CAPS_TOKEN", "CAPS_TOKEN_PATH")
+    }
     return inherited | {
         HOME_TAG: str(home),
         SERVICE_TAG: service,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from service.api.promotion import Promotion
+from service.api.token_views import TokenRequest
 from service.api.views import EventPage, JobPage, JobView, ReadyView
 from service.errors import ClusterUnavailableError
 from service.queue.job import State
@@ -270,7 +271,7 @@ def test_every_refusal_is_a_problem(http: httpx.Client, path: str, status: int, 
 def test_an_unforeseen_error_tells_no_internals(
     http: httpx.Client, api: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(job_id: str) -> None:
+    def broken(job_id: str, *, owner: str | None) -> None:
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(api.store, "get", broken)
@@ -331,6 +332,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "TrainSpec": TrainSpec,
     "SearchSpec": SearchSpec,
     "Promotion": Promotion,
+    "TokenRequest": TokenRequest,
 }
 
 
@@ -342,7 +344,7 @@ def test_every_route_has_examples_that_fit(http: httpx.Client) -> None:
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     ]
-    assert len(routes) == 28
+    assert len(routes) == 32
     for path, method, operation in routes:
         where = f"{method} {path}"
         for parameter in operation.get("parameters", []):

@@ -149,6 +149,32 @@ def test_runs_that_a_killed_driver_left_open_are_closed(monkeypatch: pytest.Monk
     assert "mlflow.parentRunId` = 'parent'" in mlflow.asked
 
 
+@pytest.mark.parametrize(
+    ("owner", "user"), [("local", None), ("ann@example.org", "ann@example.org")]
+)
+def test_a_run_is_its_owners(monkeypatch: pytest.MonkeyPatch, owner: str, user: str | None) -> None:
+    made: list[dict[str, str]] = []
+
+    def create_run(experiment: str, tags: dict[str, str], run_name: str) -> SimpleNamespace:
+        made.append(tags)
+        return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+
+    client = SimpleNamespace(
+        create_run=create_run,
+        get_experiment_by_name=lambda name: SimpleNamespace(
+            experiment_id="e1", lifecycle_stage="active"
+        ),
+        search_runs=lambda ids, which: [],
+        log_batch=lambda run_id, params: None,
+    )
+    runs = MlflowRuns("http://mlflow")
+    monkeypatch.setattr(runs, "_client", client)
+    monkeypatch.setattr(runs, "ping", lambda: None)
+    spec = SearchSpec.model_validate_json(json.dumps(examples.SPEC))
+    assert runs.ensure(replace(a_job(spec), owner=owner)) == ("e1", "r1")
+    assert made[0].get("mlflow.user") == user
+
+
 class Refusing(Mlflow):
     """Refuses to end some runs, with an error of MLflow."""
 
