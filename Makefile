@@ -4,8 +4,13 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(she
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_PYTHON ?= python3
+# Makes the base images of the containers where no registry can be reached; used where it exists.
+export CAPS_BASE_IMAGES ?= $(abspath $(wildcard ../shared/tools/stand-in-images))
 
-.PHONY: help setup run test test-fast test-all chaos lint format bench bench-gpu bench-start bench-search bench-queue clean
+SCRIPTS := deploy/smoke_checks.py deploy/container/requirements.py \
+	$(addprefix deploy/container/caps-,await healthy ray secrets)
+
+.PHONY: help setup run test test-fast test-all chaos smoke lint format bench bench-gpu bench-start bench-search bench-queue clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +33,9 @@ test-fast: $(READY) ## Only what needs neither Ray nor MLflow
 test-all: $(READY) lint ## Everything, also what takes long
 	$(BIN)/pytest
 
+smoke: ## Build the images, bring docker-compose.yml up, train and search in it, take it down
+	@deploy/smoke.sh
+
 chaos: $(READY) ## Kill everything at random for about 20 minutes, and see that nothing is lost
 	PYTHONPATH=tests:. $(BIN)/python -m chaos
 
@@ -35,6 +43,7 @@ lint: $(READY) ## Format, style, types, directions of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --scripts-are-modules $(SCRIPTS)
 	$(BIN)/lint-imports
 
 format: $(READY) ## Format the code
