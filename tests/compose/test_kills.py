@@ -10,6 +10,7 @@ from service.client import CapsClient
 from service.queue.job import State
 from support.compose import Deployment, metric_steps
 from support.stack import TINY, until
+from workers.trials import TrialState
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
@@ -28,7 +29,7 @@ SEARCH: dict[str, Any] = {
 
 
 def finished_trials(client: CapsClient, search: str) -> int:
-    return sum(trial.state == "succeeded" for trial in client.trials(search))
+    return sum(trial.state == TrialState.SUCCEEDED for trial in client.trials(search))
 
 
 def test_whatever_is_killed_comes_back(deployment: Deployment) -> None:
