@@ -28,7 +28,7 @@ test: $(READY) lint ## Everything but what is marked long
 	$(BIN)/pytest -m "not long"
 
 test-fast: $(READY) ## Only what needs neither Ray nor MLflow
-	$(BIN)/pytest -m "not slow and not long"
+	$(BIN)/pytest -m "not slow"
 
 test-all: $(READY) lint ## Everything, also what takes long
 	$(BIN)/pytest

@@ -18,6 +18,14 @@ from service.settings import Settings
 from support import postgres
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever is long is slow as well, so that `-m "not slow"` leaves it out."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.slow)
+
+
 def free_port() -> int:
     """A port on loopback that nobody listens on."""
     with closing(socket.socket()) as probe:
