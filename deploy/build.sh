@@ -16,8 +16,8 @@ revision=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
 base_images
 if [ "$engine" = docker ]; then
     for stage in "${stages[@]}"; do
-        docker build --file deploy/Dockerfile --target "$stage" --build-arg "REVISION=$revision" \
-            --tag "capsnet-$stage:$version" .
+        docker build --file deploy/Dockerfile --target "$stage" \
+            --label "org.opencontainers.image.revision=$revision" --tag "capsnet-$stage:$version" .
     done
     exit
 fi
@@ -32,7 +32,7 @@ fi
 for stage in "${stages[@]}"; do
     log=$(mktemp)
     buildah bud "${flags[@]}" --file deploy/Dockerfile --target "$stage" \
-        --build-arg "REVISION=$revision" --tag "capsnet-$stage:$version" . >"$log" 2>&1 ||
+        --label "org.opencontainers.image.revision=$revision" --tag "capsnet-$stage:$version" . >"$log" 2>&1 ||
         { tail -n 30 "$log" >&2; exit 1; }
     rm "$log"
 done

@@ -28,6 +28,11 @@ base_images() {
             break
         fi
     done
-    # Podman's networks are made with it.
-    command -v iptables >/dev/null || [ "$engine" = docker ] || apt-get install -y -q iptables >/dev/null
+    if [ "$engine" = podman ] && ! command -v iptables >/dev/null; then
+        if [ -z "${CAPS_BASE_IMAGES:-}" ]; then
+            echo "podman makes its networks with iptables, which is not installed" >&2
+            exit 69
+        fi
+        apt-get install -y -q iptables >/dev/null
+    fi
 }

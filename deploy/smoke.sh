@@ -6,12 +6,12 @@
 #   deploy/smoke.sh             with Docker, or with podman and podman-compose
 #   KEEP=1 deploy/smoke.sh      leaves it up
 #
-# Its containers and volumes are called capsnet-smoke, so a deployment that is up is not touched.
+# Its containers and volumes are called capsnet-smoke-..., so a deployment that is up is not touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/engine.sh
 
-project=capsnet-smoke
+project=capsnet-smoke-$$
 version=${CAPS_VERSION:-0.1.0}
 free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
@@ -50,7 +50,6 @@ service=$(($(megabytes "capsnet-service:$version") - base))
 [ "$service" -lt 400 ] || { echo "the service's image is $service MB above its base" >&2; exit 1; }
 
 began=$(date +%s)
-compose -p "$project" down --volumes >/dev/null 2>&1 || true
 compose -p "$project" up --detach --no-build >/dev/null 2>&1
 CAPS_API=http://127.0.0.1:$CAPS_API_PORT CAPS_MLFLOW=$CAPS_MLFLOW_PUBLIC_URL \
     python3 deploy/smoke_checks.py ready

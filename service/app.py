@@ -37,10 +37,11 @@ from service.api.services import Probe, Services
 from service.capacity import Capacity
 from service.cluster import RayCluster
 from service.deferred_runs import DeferredRuns
+from service.errors import InputError
 from service.loopback import is_loopback
 from service.queue.store import Store
 from service.reconciler import ReconcilerLoop
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from service.startup import Background, Startup
 from service.version import package_version
 
@@ -118,7 +119,10 @@ def main() -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = Settings()
+    try:
+        settings = read_settings()
+    except InputError as error:
+        parser.error(f"{error.detail} ({error.hint})")
     on_loopback = is_loopback(arguments.host)
     if not on_loopback and settings.ray_token_path is None:
         # Ray's API runs any code: one that asks for no token is for a machine of one's own.

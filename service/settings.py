@@ -3,19 +3,23 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from service.errors import InputError
 from service.tokens import ADMIN_FILE
 
 RECONNECT_TIMEOUT_S = 15.0
 """Ray's own default is 60 s: so long would a job wait for the proof that its attempt is dead."""
 
 
+PREFIX = "CAPS_"
+
+
 class Settings(BaseSettings):
     """Where things lie and who answers where. `capsctl up` fills in what it starts itself."""
 
-    model_config = SettingsConfigDict(env_prefix="CAPS_", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, use_attribute_docstrings=True)
 
     home: Path = Path(".caps")
     """All that the embedded stack writes."""
@@ -69,3 +73,22 @@ class Settings(BaseSettings):
     def mlflow_link(self) -> str:
         """MLflow's address in links for people."""
         return (self.mlflow_public_url or self.mlflow_uri).rstrip("/")
+
+
+HINT = "README.md has a table of all settings and what each takes"
+
+
+def read_settings() -> Settings:
+    """The environment's. Raises InputError, which names variable, value and what is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [
+            f"{PREFIX}{str(line['loc'][0]).upper()}={str(line['input'])[:100]!r}: {line['msg']}"
+            for line in error.errors()
+        ]
+        raise InputError("; ".join(wrong), hint=HINT) from None
+    except SettingsError as error:  # a list that is no JSON
+        name = str(error).partition('"')[2].partition('"')[0]
+        detail = f'{PREFIX}{name.upper()} is not a list in JSON, as ["127.0.0.1", "localhost"]'
+        raise InputError(detail, hint=HINT) from None

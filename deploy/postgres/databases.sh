@@ -12,3 +12,5 @@ SQL
 
 make_database caps
 make_database mlflow
+sync
+rm /var/lib/postgresql/data/not-finished # see caps-postgres

@@ -47,6 +47,7 @@ class Gate:
         self._clock = clock
         self._known: OrderedDict[str, _Known] = OrderedDict()
         """By the tokens' digests: the texts themselves stay in no table."""
+        self._revocations = 0
         self._lock = threading.Lock()
         self._lookups = CapacityLimiter(LOOKUPS)
         self._notes = ThreadPoolExecutor(1, thread_name_prefix="tokens")
@@ -65,6 +66,7 @@ class Gate:
     def forget(self, token_id: str) -> None:
         """It was revoked: ask the database from now on."""
         with self._lock:
+            self._revocations += 1
             for digest in [d for d, known in self._known.items() if known.token_id == token_id]:
                 del self._known[digest]
 
@@ -86,7 +88,7 @@ class Gate:
         """Ask the database. Unknown, wrong, expired and revoked are all the same to the caller."""
         if caller := self._remembered(digest):  # somebody else has asked while this one waited
             return caller
-        asked_at = self._clock()
+        asked_at, revocations = self._clock(), self._revocations
         token = self._tokens.find(token_id)
         genuine = matches(digest, None if token is None else token.digest)
         if token is None or not genuine or token.left_s <= 0:
@@ -94,6 +96,8 @@ class Gate:
         caller = Caller(token.owner, token.scope)
         until = asked_at + min(REMEMBERED_S, token.left_s)
         with self._lock:
+            if self._revocations != revocations:  # what was read may be older than that
+                return caller
             self._known[digest] = _Known(token_id, caller, until)
             self._known.move_to_end(digest)
             while len(self._known) > REMEMBERED:

@@ -17,7 +17,7 @@ from service.cli.watch import watch_job
 from service.client import CapsClient
 from service.errors import StackError
 from service.queue.job import State
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from service.stack import state as stack_state
 from service.stack.processes import find
 from service.stack.supervisor import READY_TIMEOUT_S, Supervisor, stop_stack
@@ -40,7 +40,7 @@ def up(cpus: Cpus = None, gpus: Gpus = None, output: Output = Format.TEXT) -> No
     What a killed `up` has left running is adopted. A part that dies is started again.
     """
     stopped = _Stopped()
-    supervisor = Supervisor(Settings().home, _Teller(output), cpus, gpus)
+    supervisor = Supervisor(read_settings().home, _Teller(output), cpus, gpus)
     try:
         supervisor.start(stopped)
         if not stopped():
@@ -53,7 +53,7 @@ def up(cpus: Cpus = None, gpus: Gpus = None, output: Output = Format.TEXT) -> No
 
 def down(output: Output = Format.TEXT) -> None:
     """Stop what `capsctl up` runs in this CAPS_HOME; jobs resume at the next `up`."""
-    was_up = stop_stack(Settings().home)
+    was_up = stop_stack(read_settings().home)
     if output == Format.JSON:
         print_json({"stopped": was_up})
     else:
@@ -65,7 +65,7 @@ def demo(
     output: Output = Format.TEXT,
 ) -> None:
     """Train the preset `demo` on real digits through the whole service, and show the result."""
-    settings = Settings()
+    settings = read_settings()
     tell = _Teller(output)
     with _stack(settings, keep, tell) as api_url, CapsClient(api_url) as client:
         job = client.submit(_demo_for_this_machine())

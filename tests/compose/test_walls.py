@@ -1,17 +1,21 @@
 """What can be reached, as whom, and where secrets are not."""
 
+import contextlib
 import json
 import socket
 import subprocess
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import yaml
 
 from service.queue.job import State
-from support.compose import OURS, Deployment, published
-from support.stack import TINY, until
+from support.compose import OURS, REPOSITORY, VERSION, Deployment, published
+from support.stack import ENDLESS, TINY, until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -79,7 +83,7 @@ def test_a_container_outside_reaches_nobody(deployment: Deployment) -> None:
     try:
         found = deployment.run(
             "run", "--rm", "--network", foreign, "--entrypoint", "python",
-            "capsnet-service:0.1.0", "-c", program, asked,
+            f"capsnet-service:{VERSION}", "-c", program, asked,
         )  # fmt: skip
     finally:
         deployment.run("network", "rm", foreign)
@@ -131,96 +135,113 @@ def test_no_process_is_root(deployment: Deployment) -> None:
             assert process.uids().effective != 0
 
 
-def test_no_secret_is_told_anywhere(deployment: Deployment) -> None:
-    """Not in images, inspections, environments, logs, jobs' folders or MLflow."""
+@pytest.fixture(scope="module")
+def secrets(deployment: Deployment) -> list[str]:
+    """All that there are, a user's token among them."""
+    volumes = ("postgres-secrets", "queue-secrets", "tracking-secrets", "ray-secrets")
+    files = [path for name in volumes for path in deployment.volume(name).iterdir()]
+    files.append(deployment.volume("home") / "admin-token")
+    found = {path.read_text().strip().rpartition(":")[2] for path in files}
+    assert len(found) == 5, "three passwords, Ray's token, the administrator's"
+    return [*found, deployment.token]
+
+
+def test_no_process_and_no_job_is_told_a_secret(deployment: Deployment, secrets: list[str]) -> None:
+    """Environments and command lines while a job trains, and what Ray's API says of the job."""
     with deployment.client() as client:
-        job = client.wait(
-            client.submit(TINY | {"name": "canary", "resources": {"cpus_per_worker": 1}}).id,
-            timeout=240,
+        job = client.submit(ENDLESS | {"resources": {"cpus_per_worker": 1}})
+        until(lambda: client.job(job.id).phase == "training", 180, "it trains")
+        places = _processes(deployment)
+        assert any(f"workers {job.id} 1" in text for text in places.values())
+        program = (
+            "import urllib.request as u\n"
+            "token = open('/secrets/ray/token').read().strip()\n"
+            "asked = u.Request('http://ray-head:8265/api/jobs/')\n"
+            "asked.add_header('Authorization', 'Bearer ' + token)\n"
+            "print(u.urlopen(asked).read().decode())\n"
         )
-        assert job.state is State.SUCCEEDED, job.evidence
-        job_log = client.logs(job.id).text
-    secrets = _secrets(deployment)
-    assert len(secrets) >= 5
-    places = {"the job's log": job_log}
-    for image in ("service", "mlflow", "worker"):
-        places[f"history of {image}"] = deployment.run(
-            "history", "--no-trunc", "--format", "{{.CreatedBy}}", f"capsnet-{image}:0.1.0"
-        )
-        places[f"image {image}"] = deployment.run("image", "inspect", f"capsnet-{image}:0.1.0")
+        api = deployment.container("api")
+        places["Ray's list of jobs"] = deployment.inside(api, "python", "-c", program)
+        assert job.id in places["Ray's list of jobs"]
+        client.cancel(job.id)
+        assert client.wait(job.id, timeout=120).state is State.CANCELLED
+        places["the job's log"] = client.logs(job.id).text
+    _tell_none(places, secrets)
+
+
+def test_images_inspections_and_logs_tell_no_secret(
+    deployment: Deployment, secrets: list[str]
+) -> None:
+    places = {}
+    for stage in ("service", "mlflow", "worker", "postgres"):
+        image = f"capsnet-{stage}:{VERSION}"
+        history = ("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+        places[f"history of {image}"] = deployment.run(*history)
+        places[f"image {image}"] = deployment.run("image", "inspect", image)
     for container in _all(deployment):
         places[f"inspection of {container}"] = deployment.run("inspect", container)
-        logged = subprocess.run(
-            [deployment.engine, "logs", container], capture_output=True, text=True
-        )
-        places[f"log of {container}"] = logged.stdout + logged.stderr
-        pid = deployment.main_process(container)
-        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-            if container in deployment.containers("postgres"):
-                continue  # its own image hands its password on to itself
-            places[f"{container} {process.pid}"] = json.dumps(
-                [process.environ(), process.cmdline()]
-            )
-    for name, text in places.items():
-        for secret in secrets:
-            assert secret not in text, f"{name} tells a secret"
+        logs = [deployment.engine, "logs", container]
+        said = subprocess.run(logs, capture_output=True, text=True)
+        places[f"log of {container}"] = said.stdout + said.stderr
+    assert all(places.values())
+    _tell_none(places, secrets)
+
+
+def test_databases_and_volumes_hold_no_secret(deployment: Deployment, secrets: list[str]) -> None:
+    """Of tokens the queue's database has digests; MLflow, checkpoints and logs have nothing."""
+    spec = TINY | {"name": "canary", "resources": {"cpus_per_worker": 1}}
+    with deployment.client() as client:
+        job = client.wait(client.submit(spec).id, timeout=240)
+    assert job.state is State.SUCCEEDED, job.evidence
+    postgres = deployment.container("postgres")
+    dump = ("pg_dump", "--username=postgres")
+    places = {name: deployment.inside(postgres, *dump, name) for name in ("caps", "mlflow")}
+    assert all("canary" in text for text in places.values())
+    _tell_none(places, secrets)
     for volume in ("storage", "artifacts"):
+        folder = deployment.volume(volume)
+        assert _somewhere(folder, "mnist-5k")
         for secret in secrets:
-            assert not _holds(deployment, volume, secret), f"volume {volume} holds a secret"
-    run = deployment.mlflow().get_run(job.mlflow.run_id if job.mlflow else "")
-    assert not any(secret in json.dumps(run.to_dictionary()) for secret in secrets)
-    dumped = deployment.inside(
-        deployment.container("postgres"), "pg_dump", "--username=postgres", "mlflow"
-    )
-    dumped += deployment.inside(
-        deployment.container("postgres"), "pg_dump", "--username=postgres", "caps"
-    )
-    assert not any(secret in dumped for secret in secrets)
+            assert not _somewhere(folder, secret), f"volume {volume} holds a secret"
 
 
-def _secrets(deployment: Deployment) -> list[str]:
-    found = [deployment.token]
-    for name in ("postgres-secrets", "queue-secrets", "tracking-secrets", "ray-secrets"):
-        for path in deployment.volume(name).iterdir():
-            found.append(path.read_text().strip().rpartition(":")[2])
-    found.append((deployment.volume("home") / "admin-token").read_text().strip())
-    return sorted(set(found))
+def _processes(deployment: Deployment) -> dict[str, str]:
+    """Command line and environment of every process but PostgreSQL's, which keeps its password."""
+    found = {}
+    for container in _all(deployment):
+        first = psutil.Process(deployment.main_process(container))
+        for process in [first, *first.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                told = " ".join(process.cmdline())
+                if container not in deployment.containers("postgres"):
+                    told += json.dumps(process.environ())
+                found[f"{container} {process.pid}"] = told
+    return found
 
 
-def _holds(deployment: Deployment, volume: str, secret: str) -> bool:
-    folder = deployment.volume(volume)
-    found = subprocess.run(["grep", "-rqF", secret, str(folder)])
-    return found.returncode == 0
+def _tell_none(places: dict[str, str], secrets: list[str]) -> None:
+    for name, text in places.items():
+        assert not any(secret in text for secret in secrets), f"{name} tells a secret"
 
 
-def test_what_the_health_checks_ask_tells_the_truth(deployment: Deployment) -> None:
-    """Engines that run health checks run these commands; this one may not, so they are run here."""
-    services = {
-        "api": "api",
-        "mlflow": "mlflow",
-        "ray-head": "ray-head",
-        "ray-worker": "ray-worker",
-    }
-    urls = {
-        "api": "http://127.0.0.1:8000/healthz",
-        "mlflow": "http://127.0.0.1:5000/health",
-        "ray-head": "http://127.0.0.1:8265/api/gcs_healthz",
-        "ray-worker": "http://127.0.0.1:52365/api/local_raylet_healthz",
-    }
-    for service in services:
-        container = deployment.containers(service)[0]
-        until(
-            lambda c=container, u=urls[service]: _healthy(deployment, c, u),
-            60,
-            f"{service} is healthy",
-        )
-        assert not _healthy(deployment, container, "http://127.0.0.1:9/healthz")
-    deployment.inside(deployment.container("postgres"), "pg_isready", "--username=postgres")
+def _somewhere(folder: Path, text: str) -> bool:
+    return subprocess.run(["grep", "-rqF", text, str(folder)]).returncode == 0
 
 
-def _healthy(deployment: Deployment, container: str, url: str) -> bool:
+def test_every_part_is_healthy_by_its_own_check(deployment: Deployment) -> None:
+    """Engines that run health checks run these commands; podman may not, so they are run here."""
+    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+    for service in OURS:
+        kind, *command = services[service]["healthcheck"]["test"]
+        assert kind == "CMD"
+        for container in deployment.containers(service):
+            healthy = partial(_succeeds, deployment, container, command)
+            until(healthy, 60, f"{container} is healthy")
+
+
+def _succeeds(deployment: Deployment, container: str, command: list[str]) -> bool:
     try:
-        deployment.inside(container, "caps-healthy", url)
+        deployment.inside(container, *command)
     except subprocess.CalledProcessError:
         return False
     return True

@@ -21,6 +21,7 @@ from service.client import CapsClient
 from support.stack import until
 
 REPOSITORY = Path(__file__).parents[2]
+VERSION = os.environ.get("CAPS_VERSION", "0.1.0")
 OURS = ("api", "mlflow", "postgres", "ray-head", "ray-worker")
 """Services that run for as long as the deployment is up."""
 
@@ -29,7 +30,7 @@ def engine() -> str:
     """`docker` or `podman`; skips where neither is here, nor a command that brings it."""
     if shutil.which("docker") and _succeeds("docker", "info"):
         return "docker"
-    if shutil.which("podman") or os.environ.get("CAPS_BASE_IMAGES"):
+    if shutil.which("podman-compose") or os.environ.get("CAPS_BASE_IMAGES"):
         return "podman"
     pytest.skip("neither a Docker engine nor podman is here")
 
@@ -83,7 +84,7 @@ class Deployment:
     def up(self, workers: int) -> None:
         """Bring it up from nothing, wait until all answers, and get a token that may submit."""
         self.down()
-        self._compose("up", "--detach", "--no-build", "--scale", f"ray-worker={workers}")
+        self.compose("up", "--detach", "--no-build", "--scale", f"ray-worker={workers}")
         until(self.ready, 240, "the deployment is ready")
         self.token = self.capsctl("token", "create", "--owner", "tests", "--scope", "submit")
         until(lambda: len(self.nodes()) == workers + 1, 120, f"{workers} workers have joined")
@@ -95,7 +96,7 @@ class Deployment:
         left = self.run("ps", "--all", "--quiet", "--filter", labelled).split()
         if left:
             self.run("rm", "--force", *left)
-        self._compose("down", "--volumes")
+        self.compose("down", "--volumes")
 
     def ready(self) -> bool:
         """Whether the API says that all its parts answer."""
@@ -189,7 +190,8 @@ class Deployment:
         )
         return done.stdout
 
-    def _compose(self, *arguments: str) -> None:
+    def compose(self, *arguments: str) -> None:
+        """A command of compose's. Of `up` it is asserted that it succeeds."""
         command = ["docker", "compose"] if self.engine == "docker" else ["podman-compose"]
         done = subprocess.run(
             [*command, "--project-name", self.project, *arguments],

@@ -20,6 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
+from workers.attempt import AttemptFolder, ProcessRecord
+from workers.liveness import created
+from workers.process import host_id
+
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "deploy" / "container"
 PATIENCE_S = 20.0
@@ -484,6 +488,33 @@ def test_a_training_that_takes_too_long_is_not_waited_for(node: Callable[..., No
     assert found.process.returncode == 0
     assert found.said()[2:] == ["ray stops"]
     assert "0 of 1 trainings left in time" in told
+
+
+def test_several_workers_are_asked_by_their_attempts_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of Ray Train's knows no signal of ours: it looks at the folder."""
+    script = load("caps-ray")
+    monkeypatch.setenv("CAPS_STORAGE", str(tmp_path))
+    monkeypatch.setattr(script, "trainings", list)
+    shared, alone, of_before = (AttemptFolder(tmp_path, job, 1) for job in ("a", "b", "c"))
+    for folder in (shared, alone, of_before):
+        folder.path.mkdir(parents=True)
+    leaves = (
+        f"import pathlib, time\nwhile not pathlib.Path({str(shared.path / 'leave')!r}).exists():"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", leaves + " time.sleep(0.02)"])
+    here = {"host": host_id(), "created": created(worker.pid)}
+    shared.register(ProcessRecord(pid=worker.pid, role="rank-1", **here))
+    alone.register(ProcessRecord(pid=worker.pid, role="trial-0", **here))
+    of_before.register(ProcessRecord(pid=worker.pid, role="rank-0", **{**here, "created": 1.0}))
+    elsewhere = {"host": "another-host", "created": 1.0, "pid": 1}
+    alone.register(ProcessRecord(role="rank-0", **elsewhere))
+    threading.Thread(target=worker.wait, daemon=True).start()  # sees it off, as Ray does
+    script.leave()
+    assert worker.poll() == 0
+    assert not alone.leave_requested()
+    assert not of_before.leave_requested()
 
 
 def test_a_node_without_trainings_ends_at_once(node: Callable[..., Node]) -> None:

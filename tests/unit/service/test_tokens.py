@@ -24,6 +24,7 @@ from service.queue.job import State
 from service.queue.store import JobFilter, Store
 from service.queue.tables import clock
 from service.queue.tables import tokens as table
+from service.queue.tokens import Token
 from service.startup import Startup
 from service.tokens import Caller, Scope, digest_of, id_of, is_id, matches, new_token
 from support.guarded import Idle, until
@@ -305,6 +306,26 @@ def test_a_revocation_here_holds_at_once(store: Store) -> None:
     assert ask(gate, secret) != [None]
     store.tokens.revoke(token.id)
     gate.forget(token.id)
+    assert ask(gate, secret) == [None]
+    gate.close()
+
+
+def test_what_was_read_before_a_revocation_is_not_remembered_after_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, secret = store.tokens.create(**ANN)
+    gate = Gate(store.tokens)
+    find = store.tokens.find
+
+    def slowly(token_id: str) -> Token | None:
+        monkeypatch.setattr(store.tokens, "find", find)
+        found = find(token_id)
+        store.tokens.revoke(token_id)
+        gate.forget(token_id)
+        return found
+
+    monkeypatch.setattr(store.tokens, "find", slowly)
+    assert ask(gate, secret) != [None], "it was good when it was asked for"
     assert ask(gate, secret) == [None]
     gate.close()
 
