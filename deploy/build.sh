@@ -32,7 +32,10 @@ fi
 for stage in "${stages[@]}"; do
     log=$(mktemp)
     buildah bud "${flags[@]}" --file deploy/Dockerfile --target "$stage" \
-        --label "org.opencontainers.image.revision=$revision" --tag "capsnet-$stage:$version" . >"$log" 2>&1 ||
-        { tail -n 30 "$log" >&2; exit 1; }
+        --tag "capsnet-$stage:$version" . >"$log" 2>&1 || { tail -n 30 "$log" >&2; exit 1; }
+    # By itself: buildah takes an unchanged stage from its cache, whatever the label.
+    echo "FROM capsnet-$stage:$version" | buildah bud --isolation chroot --format docker --file - \
+        --label "org.opencontainers.image.revision=$revision" --tag "capsnet-$stage:$version" \
+        deploy/container >"$log" 2>&1 || { tail -n 30 "$log" >&2; exit 1; }
     rm "$log"
 done

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from service.client import CapsClient
 from service.queue.job import State
 from support.compose import Deployment, metric_steps
 from support.stack import TINY, until
@@ -64,6 +65,32 @@ def test_a_container_is_killed_in_mid_epoch(deployment: Deployment) -> None:
     assert len(steps["val/accuracy"]) == PAIR["epochs"]
     for name, found in steps.items():
         assert len(found) == len(set(found)), f"a point of {name} was told twice"
+
+
+def test_a_container_that_is_stopped_leaves_a_checkpoint_first(deployment: Deployment) -> None:
+    """No step is lost, though none was to be saved for an hour."""
+    stopped = deployment.containers("ray-worker")[1]
+    with deployment.client() as client:
+        job = client.submit(PAIR | {"epochs": 1_000, "checkpoint_every_s": 3600})
+
+        def step() -> int:
+            progress = client.job(job.id).progress
+            return 0 if progress is None else progress.step
+
+        until(lambda: step() > 50, 240, "it trains")
+        before = step()
+        deployment.run("stop", "--time", "40", stopped)
+        deployment.run("start", stopped)
+        until(lambda: _resumed_step(client, job.id), 180, "it goes on")
+        assert _resumed_step(client, job.id) >= before
+        client.cancel(job.id)
+        assert client.wait(job.id, timeout=120).state is State.CANCELLED
+
+
+def _resumed_step(client: CapsClient, job: str) -> int:
+    """From which step its second attempt goes on; 0 as long as there is none."""
+    attempts = client.attempts(job)
+    return (attempts[1].resumed_step or 0) if len(attempts) > 1 else 0
 
 
 def training_processes(deployment: Deployment, container: str) -> int:

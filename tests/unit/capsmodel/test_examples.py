@@ -19,6 +19,8 @@ from capsmodel import load_dataset
 from capsmodel.checkpoint import load_checkpoint, read_info
 from capsmodel.config import Mnist5kConfig
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[3]
 EXAMPLES = REPOSITORY / "examples"
 SERVICE = ("ray", "mlflow", "fastapi", "sqlalchemy")
