@@ -5,10 +5,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from service.client import CapsClient
+from service.stack.processes import free_port
 from support.stack import until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,13 +41,6 @@ def _succeeds(*command: str) -> bool:
 def build() -> None:
     """Build the images, or find them built."""
     subprocess.run([REPOSITORY / "deploy" / "build.sh"], check=True, timeout=1500)
-
-
-def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def published() -> set[tuple[str, int]]:

@@ -1,11 +1,10 @@
 """An API that asks for tokens, served on a real port, and callers of all scopes."""
 
-import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.queue.store import Store
 from service.settings import Settings
+from service.stack.processes import free_port
 from service.tokens import Scope
 
 CALLERS: Mapping[str, tuple[str, Scope]] = {
@@ -105,10 +105,3 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.01)
-
-
-def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
