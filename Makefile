@@ -10,7 +10,7 @@ export CAPS_BASE_IMAGES ?= $(abspath $(wildcard ../shared/tools/stand-in-images)
 SCRIPTS := deploy/smoke_checks.py deploy/container/requirements.py \
 	$(addprefix deploy/container/caps-,await healthy ray secrets)
 
-.PHONY: help setup run test test-fast test-all chaos smoke lint format bench bench-gpu bench-start bench-search bench-queue clean
+.PHONY: help setup run test test-fast test-all chaos smoke lint format bench bench-gpu bench-start bench-search bench-queue bench-scaling clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,10 +50,10 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Images/s and memory on the CPU, beside a textbook CapsNet (about 4 minutes)
+bench: $(READY) ## Speed and memory on the CPU beside a textbook CapsNet, parts, sweeps (about 10 minutes)
 	$(BIN)/python -m benchmarks.throughput
 
-bench-gpu: ## The same on a GPU; BENCH_PYTHON needs only torch, numpy and pydantic
+bench-gpu: ## The same on a GPU; BENCH_PYTHON needs torch, numpy, pydantic, triton, no .venv
 	PYTHONPATH=. $(BENCH_PYTHON) -m benchmarks.throughput --device cuda
 
 bench-start: $(READY) ## From submit to the first training step, beside a bare TorchTrainer job
@@ -64,6 +64,9 @@ bench-search: $(READY) ## What a trial of a search costs beyond its training, an
 
 bench-queue: $(READY) ## 100,000 queued jobs: claims, lists, submissions, memory (about 6 minutes)
 	$(BIN)/python -m benchmarks.queue
+
+bench-scaling: $(READY) ## One worker beside two on two cores, and what the exchange costs (under 3 minutes)
+	$(BIN)/python -m benchmarks.scaling
 
 clean: ## Remove .venv and all that the embedded stack wrote
 	-@[ -x $(BIN)/capsctl ] && $(BIN)/capsctl down

@@ -1,202 +1,223 @@
-"""The nets that `throughput` times, behind one interface, and the timing of a turn's steps.
-
-Each contender lives alone in a process of its own: none meets another's memory, caches or global
-settings of torch, and its peak of memory is its own.
-"""
+"""The nets that are compared, behind one interface: ours, the textbook's, the same tuned."""
 
 import itertools
-import os
-import re
+import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from benchmarks import textbook
+from benchmarks.digits import load_digits
+from benchmarks.stopwatch import PACES, Stopwatch
+from benchmarks.torch_machine import peak_mib, torch_flags
 from capsmodel import Trainer
+from capsmodel.allocator import ALLOCATOR_ENVIRONMENT
+from capsmodel.analysis.batches import evaluating
 from capsmodel.callbacks import Callback
 from capsmodel.config import MnistConfig, TrainingConfig
-from capsmodel.datasets import DataMissingError, Dataset, load_dataset
-from capsmodel.datasets.download import OFFLINE_VARIABLE
-from capsmodel.metrics import StepMetrics
-from capsmodel.precision import Precision, exact_fp32
+from capsmodel.metrics import EpochMetrics, StepMetrics
+from capsmodel.precision import Precision, mixed_precision
 
+Kind = Literal["ours", "plain", "tuned"]
 Phase = Literal["inference", "training"]
 
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""Inference first: a process's peak of memory only rises, and training's is the higher."""
 INFERENCE_BATCHES = 8
 """Different batches that inference goes through by turns."""
 MAX_EPOCHS = 10_000
 """More than any run of the benchmark gets through."""
 
 
-class Turn:
-    """Times the steps of one turn, on a GPU by its own clock.
+@dataclass(frozen=True)
+class Entry:
+    """A contender: whose net, and in which precision."""
 
-    The first steps are run but not counted; a turn ends when both `steps` more are done and
-    `seconds` have passed.
-    """
+    kind: Kind
+    precision: Precision
 
-    def __init__(
-        self, device: torch.device, *, steps: int, seconds: float = 0, uncounted: int = 0
-    ) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._steps_left = uncounted + steps
-        self._uncounted = uncounted
-        self._until = time.perf_counter() + seconds
-        self._stretches: list[list[Any]] = []
-        self.resume()
+    def __str__(self) -> str:
+        return f"{self.kind} {self.precision}"
 
     @property
-    def over(self) -> bool:
-        """Whether the turn has lasted long enough."""
-        return self._steps_left <= 0 and time.perf_counter() >= self._until
+    def allocator(self) -> Mapping[str, str]:
+        """Ours has what a worker of the service has; nobody sets it who writes a textbook net."""
+        return {} if self.kind == "plain" else ALLOCATOR_ENVIRONMENT
 
-    def resume(self) -> None:
-        """Begin a stretch of steps: what passed since the last step is nobody's."""
-        self._stretches.append([self._now()])
 
-    def step_done(self) -> None:
-        """Note the end of a step. Does not wait for a GPU."""
-        self._stretches[-1].append(self._now())
-        self._steps_left -= 1
-
-    def seconds_per_step(self) -> list[float]:
-        """How long each counted step took; waits for the GPU."""
-        if self._on_gpu:
-            torch.cuda.synchronize()
-        spans = [
-            self._seconds(begin, end)
-            for stretch in self._stretches
-            for begin, end in itertools.pairwise(stretch)
-        ]
-        return spans[self._uncounted :]
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def _seconds(self, begin: Any, end: Any) -> float:
-        return float(begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin)
+ENTRIES = (
+    Entry("tuned", "fp32"),
+    Entry("ours", "fp32"),
+    Entry("plain", "fp32"),
+    Entry("ours", "bf16"),
+    Entry("tuned", "bf16"),
+)
+"""In the order of their turns: those that are compared follow on each other. The plain textbook
+has no bf16: what is asked is how much faster one gets than with the net as one writes it down."""
 
 
 class Contender(ABC):
     """A net in one precision, ready to train and to infer."""
 
-    def __init__(
-        self, dataset: Dataset, device: torch.device, batch_size: int, precision: Precision
-    ) -> None:
-        self.dataset = dataset
-        self.device = device
+    def __init__(self, device: str, batch_size: int, precision: Precision) -> None:
+        self.device = torch.device(device)
         self.batch_size = batch_size
         self.precision = precision
+        self.dataset = load_digits()
+        self.start_mib = peak_mib(self.device)
+        self.watch = Stopwatch(self.device)
         count = INFERENCE_BATCHES * batch_size
-        pixels = dataset.test_images[torch.arange(count) % len(dataset.test_images)]
-        self._ready = itertools.cycle(torch.split(pixels.to(device).float() / 255, batch_size))
+        pixels = self.dataset.test_images[torch.arange(count) % len(self.dataset.test_images)]
+        ready = torch.split(pixels.to(self.device).float() / 255, batch_size)
+        self._ready = itertools.cycle(ready)
 
-    def run(self, phase: Phase, turn: Turn) -> None:
-        """Steps of training, or batches of inference, until the turn is over."""
+    def facts(self) -> dict[str, Any]:
+        """Its data, the memory taken before there was a net, and torch's settings."""
+        return {
+            "data": self.dataset.name,
+            "start_mib": self.start_mib,
+            "torch_flags": torch_flags(),
+        }
+
+    def warm_up(self, phase: Phase) -> float:
+        """Run a phase for the first time; returns the peak of memory in MiB."""
+        self._run(phase, PACES[self.device.type].warm_up)
+        return peak_mib(self.device)
+
+    def turn(self, phase: Phase) -> float:
+        """Run a phase for a turn; returns the seconds of a step (the median, if several)."""
+        pace = PACES[self.device.type]
+        return statistics.median(self._run(phase, pace.steps)[pace.uncounted :])
+
+    def peak_mib(self) -> float:
+        """The peak of memory so far."""
+        return peak_mib(self.device)
+
+    def _run(self, phase: Phase, steps: int) -> list[float]:
         if phase == "training":
-            with exact_fp32(self.device, self.precision):  # as our Trainer does: for both alike
-                self.train(turn)
-            return
-        with torch.no_grad(), exact_fp32(self.device, self.precision):
-            while not turn.over:
-                self.infer(next(self._ready))
-                turn.step_done()
+            self.train(steps)
+        else:
+            for _ in range(steps):
+                images = next(self._ready)
+                self.watch.begin()
+                self.infer(images)
+                self.watch.end()
+        return self.watch.seconds()
 
     @abstractmethod
-    def train(self, turn: Turn) -> None:
-        """Training steps until the turn is over."""
+    def train(self, steps: int) -> None:
+        """So many training steps, noted by `watch`, with the making of their batches."""
 
     @abstractmethod
     def infer(self, images: Tensor) -> None:
         """Lengths and reconstructions of images `[B, C, H, W]` in [0, 1], without gradients."""
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Plain autocast, off in fp32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
 
 class Ours(Contender):
     """capsmodel's net, trained by its `Trainer`: with shifts, metrics, and watch for divergence."""
 
-    def __init__(
-        self, dataset: Dataset, device: torch.device, batch_size: int, precision: Precision
-    ) -> None:
-        super().__init__(dataset, device, batch_size, precision)
+    def __init__(self, device: str, batch_size: int, precision: Precision) -> None:
+        super().__init__(device, batch_size, precision)
         config = TrainingConfig(
             dataset=MnistConfig(validation_fraction=0),
             epochs=MAX_EPOCHS,
             batch_size=batch_size,
             precision=precision,
         )
-        self._timer = StepTimer()
-        self.trainer = Trainer(config, dataset, device=device, callbacks=[self._timer])
+        self._timer = StepTimer(self.watch)
+        self.trainer = Trainer(config, self.dataset, device=self.device, callbacks=[self._timer])
 
-    def train(self, turn: Turn) -> None:
-        """Go on with `Trainer.fit`, which is asked to stop when the turn is over."""
-        self.trainer.model.train()
-        self._timer.turn = turn
+    def train(self, steps: int) -> None:
+        """Go on with `Trainer.fit`, which is asked to stop after so many."""
+        self._timer.steps_left = steps
         self.trainer.fit()
 
     def infer(self, images: Tensor) -> None:
-        """As a caller infers who knows that the images are in order."""
-        self.trainer.model.eval()
-        with self.autocast():
-            self.trainer.model.compute(images)
+        """What `capsmodel.analysis.predict` computes, the images being in order."""
+        model = self.trainer.model
+        with evaluating(model), mixed_precision(self.device, self.precision):
+            model.compute(images)
+
+    def epoch_seconds(self) -> float:
+        """A whole epoch of the training set, its end included."""
+        clock = EpochClock()
+        self.trainer.callbacks[:] = [clock]
+        try:
+            self.trainer.fit()
+        finally:
+            self.trainer.callbacks[:] = [self._timer]
+        begun, ended = clock.epochs
+        return ended - begun
 
 
 class StepTimer(Callback):
-    """Marks the end of each of the `Trainer`'s steps; an epoch's end is left out."""
+    """Notes each of the `Trainer`'s steps; an epoch's end is nobody's."""
 
-    turn: Turn
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
+        self.steps_left = 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        """The first step begins, or the end of an epoch."""
+        self.watch.begin()
 
     def on_step(self, trainer: Trainer, metrics: StepMetrics) -> None:
-        """Note the step, and stop the training when the turn is over."""
-        self.turn.step_done()
-        if self.turn.over:
+        """Note the step, and stop the training when there are enough."""
+        self.watch.end()
+        self.steps_left -= 1
+        if self.steps_left <= 0:
             trainer.request_stop()
+        self.watch.begin()
 
-    def on_epoch(self, trainer: Trainer, metrics: Any) -> None:
-        """Time between epochs is not a step's."""
-        self.turn.resume()
+    def on_epoch(self, trainer: Trainer, metrics: EpochMetrics) -> None:
+        """Begin anew, so that the time since the last step does not count."""
+        self.watch.begin()
+
+
+class EpochClock(Callback):
+    """When epochs were over, by the clock; stops the training after two of them."""
+
+    def __init__(self) -> None:
+        self.epochs: list[float] = []
+
+    def on_epoch(self, trainer: Trainer, metrics: EpochMetrics) -> None:
+        """Note the epoch, whose measures were waited for."""
+        self.epochs.append(time.perf_counter())
+        if len(self.epochs) == 2:
+            trainer.request_stop()
 
 
 class Textbook(Contender):
     """The textbook's net; its batches are cut from bytes on the device, and nothing is measured."""
 
-    def __init__(
-        self, dataset: Dataset, device: torch.device, batch_size: int, precision: Precision
-    ) -> None:
-        super().__init__(dataset, device, batch_size, precision)
+    def __init__(self, device: str, batch_size: int, precision: Precision, tuned: bool) -> None:
+        super().__init__(device, batch_size, precision)
         torch.manual_seed(0)
-        self.net = textbook.TextbookCapsNet().to(device)
-        self.optimizer = textbook.make_optimizer(self.net)
-        self._images = dataset.train_images.to(device)
-        self._labels = dataset.train_labels.to(device)
+        self.net = textbook.TextbookCapsNet().to(self.device)
+        self.optimizer = textbook.make_optimizer(self.net, fused=tuned)
+        self._images = self.dataset.train_images.to(self.device)
+        self._labels = self.dataset.train_labels.to(self.device)
         self._batches = self._shuffled_batches()
 
-    def train(self, turn: Turn) -> None:
+    def train(self, steps: int) -> None:
         """One `textbook.train_step` after another."""
         self.net.train()
         bf16 = self.precision == "bf16"
-        while not turn.over:
+        for _ in range(steps):
+            self.watch.begin()
             images, labels = next(self._batches)
             textbook.train_step(self.net, self.optimizer, images, labels, bf16)
-            turn.step_done()
+            self.watch.end()
 
     def infer(self, images: Tensor) -> None:
         """The forward pass alone."""
         self.net.eval()
-        with self.autocast():
+        with torch.no_grad(), mixed_precision(self.device, self.precision):
             self.net(images)
 
     def _shuffled_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -206,44 +227,8 @@ class Textbook(Contender):
                 yield self._images[indices].float() / 255, self._labels[indices]
 
 
-CONTENDERS: dict[str, type[Contender]] = {"ours": Ours, "textbook": Textbook}
-
-
-def load_digits() -> Dataset:
-    """MNIST where CAPS_DATA_DIR has it, else noise of the same shape: speed is the same."""
-    try:
-        with _offline():
-            return load_dataset(MnistConfig())
-    except DataMissingError:
-        noise = torch.randint(256, (10_000, 1, 28, 28), dtype=torch.uint8)
-        labels = torch.arange(len(noise)) % 10
-        return Dataset("synthetic", noise, labels, noise[:1000], labels[:1000], classes=10)
-
-
-def peak_mib(device: torch.device) -> float:
-    """Most memory so far: torch's tensors on a GPU, else what Linux says of the whole process.
-
-    Raises:
-        RuntimeError: Another system than Linux.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # getrusage would begin with the peak of the process that started this one.
-    status = Path("/proc/self/status")
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"{status} has no line VmHWM: the benchmark runs on Linux alone")
-    return int(found[1]) / 2**10
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """A stopwatch downloads nothing."""
-    before = os.environ.get(OFFLINE_VARIABLE)
-    os.environ[OFFLINE_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[OFFLINE_VARIABLE]
-        if before is not None:
-            os.environ[OFFLINE_VARIABLE] = before
+def make_contender(entry: Entry, device: str, batch_size: int) -> Contender:
+    """The contender of an entry."""
+    if entry.kind == "ours":
+        return Ours(device, batch_size, entry.precision)
+    return Textbook(device, batch_size, entry.precision, tuned=entry.kind == "tuned")

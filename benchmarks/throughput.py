@@ -1,50 +1,77 @@
-"""Images a second and memory, in training and in inference: ours, and a textbook CapsNet.
+"""How fast and in how much memory: ours, a textbook CapsNet, the same tuned, and the machine.
 
-The contenders (each net in fp32 and in bf16) take turns, round after round, so that whatever else
-the machine does falls on all of them alike.
+Three sections. `race`: all contenders step by step in turn, beside the machine's measured limit.
+`parts`: where our training step's time goes. `sweeps`: how the cost grows with the batch, the
+routing's passes, primary capsules and classes.
 """
 
 import argparse
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, Precision
-from benchmarks.lane import PHASES, Lane
 from benchmarks.machine import file_name
-from benchmarks.throughput_report import Report, describe_machine
+from benchmarks.parts import run_parts
+from benchmarks.plots import draw
+from benchmarks.race import run_race
+from benchmarks.sweeps import BATCH_SIZE, VALUES, run_sweeps
+from benchmarks.throughput_report import Report
+from benchmarks.torch_machine import describe_machine
+from capsmodel.config import CapsNetConfig
+from capsmodel.precision import Precision
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+SECTIONS = ("race", "parts", "sweeps")
 RESULTS = Path(__file__).with_name("results")
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
+BATCH_SIZES = {"cpu": [128], "cuda": [128, 1024]}
+RACE_SECONDS = 210.0
+PARTS_SHARE, SWEEP_SHARE = 0.15, 0.1
+"""Of the race's seconds, for the parts in one precision and for one sweep."""
+QUICK = 0.1
+"""By so much a quick run is shorter."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, write the results, and print the table."""
+    """Measure, write the results, draw them, and print the tables."""
     options = parse_options(arguments)
     report = measure(options)
     path = options.output or RESULTS / f"{file_name(report.machine)}.json"
     report.write(path)
-    print(f"\n{report.markdown()}\nwritten: {path} and {path.with_suffix('.md').name}")
+    pictures = draw(report.content(), path.parent if options.output else PICTURES, path.stem)
+    print(f"\n{report.markdown()}\nwritten: {path}, {path.with_suffix('.md').name}")
+    print(f"drawn: {', '.join(map(str, pictures)) or 'nothing, matplotlib is not installed'}")
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--batch-size", type=int, default=128, help="images a step")
+    parser.add_argument("--device", choices=list(BATCH_SIZES), default="cpu")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", help="images a step, of each race; by default 128, "
+        "on a GPU also 1024"
+    )  # fmt: skip
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
-    parser.add_argument("--output", type=Path, help="a JSON file; by default in benchmarks/results")
+    parser.add_argument("--sweeps", nargs="+", choices=list(VALUES), default=list(VALUES))
+    parser.add_argument(
+        "--seconds", type=float, default=RACE_SECONDS, help="of a race; parts and sweeps get a "
+        "share of it on top"
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="a tenth of the seconds")
+    parser.add_argument(
+        "--output", type=Path, help="a JSON file, pictures next to it; by default in "
+        "benchmarks/results and docs/images"
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    for option in ("batch_size", "rounds", "seconds"):
-        value = getattr(options, option)
-        if not (math.isfinite(value) and value > 0):
-            parser.error(f"--{option.replace('_', '-')} is {value}, expected more than 0")
+    options.batch_sizes = options.batch_sizes or BATCH_SIZES[options.device]
+    for name, values in (("batch-sizes", options.batch_sizes), ("seconds", [options.seconds])):
+        for value in values:
+            if not (math.isfinite(value) and value > 0):
+                parser.error(f"--{name}: {value}, expected more than 0")
     if options.output and options.output.suffix != ".json":
         parser.error(f"--output is {options.output}, expected a name that ends in .json")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -52,54 +79,38 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             f"--device cuda: torch {torch.__version__} finds no CUDA device; use a machine with "
             "a GPU and a CUDA build of torch, or --device cpu"
         )
+    if options.quick:
+        options.seconds *= QUICK
     return options
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Start the contenders, warm them up, and let them take turns."""
+    """The sections that are asked for, one after another."""
     machine = describe_machine(torch.device(options.device))
-    with ExitStack() as stack:
-        lanes = [
-            stack.enter_context(Lane(name, precision, options.device, options.batch_size))
-            for precision in options.precisions
-            for name in CONTENDERS
-        ]
-        for lane in lanes:
-            lane.warm_up()
-            print(f"ready: {lane}, data: {lane.data}", flush=True)
-        for number in range(1, options.rounds + 1):
-            play_round(lanes, options.seconds)
-            print(f"round {number} of {options.rounds}, {describe_round(lanes)}", flush=True)
+    on_gpu, seconds = options.device == "cuda", options.seconds
+    races = [
+        run_race(options.device, batch_size, options.precisions, seconds, epoch=on_gpu)
+        for batch_size in (options.batch_sizes if "race" in options.sections else [])
+    ]
+    net, batch_size = CapsNetConfig(), options.batch_sizes[0]
+    parts = [
+        run_parts(options.device, batch_size, precision, PARTS_SHARE * seconds, net)
+        for precision in (options.precisions if "parts" in options.sections else [])
+    ]
+    sweeps = run_sweeps(
+        options.device,
+        SWEEP_SHARE * seconds,
+        options.sweeps if "sweeps" in options.sections else [],
+        net,
+        BATCH_SIZE,
+    )
     settings = {
-        "batch_size": options.batch_size,
+        "sections": options.sections,
+        "batch_sizes": options.batch_sizes,
         "precisions": options.precisions,
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "data": lanes[0].data,
-        "torch_flags": {str(lane): lane.torch_flags for lane in lanes},
+        "seconds": seconds,
     }
-    return Report(
-        machine=machine,
-        settings=settings,
-        start_mib=min(lane.start_mib for lane in lanes),
-        measurements=[lane.measurement(phase) for lane in lanes for phase in PHASES],
-    )
-
-
-def play_round(lanes: list[Lane], seconds: float) -> None:
-    """A turn for every contender in every phase; ours and the textbook's follow on each other."""
-    for phase in PHASES:
-        for lane in lanes:
-            lane.take_turn(phase, seconds)
-
-
-def describe_round(lanes: list[Lane]) -> str:
-    """The medians of the round just over."""
-    return "; ".join(
-        f"ms a step of {phase}: "
-        + ", ".join(f"{lane} {1000 * lane.step_s[phase][-1]:.1f}" for lane in lanes)
-        for phase in PHASES
-    )
+    return Report(machine, settings, races, parts, sweeps)
 
 
 if __name__ == "__main__":

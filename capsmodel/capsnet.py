@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from capsmodel.config import CapsNetConfig
+from capsmodel.convolution import Convolution
 from capsmodel.decoder import Decoder
 from capsmodel.functional import lengths
 from capsmodel.initialization import CONV_STD, official_layer_
@@ -21,12 +22,13 @@ class CapsNet(Model):
         config = config or CapsNetConfig()
         super().__init__(config)
         channels, _, _ = config.image_shape
-        self.conv = nn.Conv2d(
+        self.conv = Convolution(
             channels,
             config.conv_channels,
             config.conv_kernel,
             config.conv_stride,
             config.conv_padding,
+            relu=True,
         )
         if config.initialization == "official":
             official_layer_(self.conv, CONV_STD)
@@ -51,7 +53,7 @@ class CapsNet(Model):
             images: Not checked.
             trace: Where given, each pass of the routing is recorded in it.
         """
-        poses: Tensor = self.class_caps(self.primary_caps(self.conv(images).relu()), trace)
+        poses: Tensor = self.class_caps(self.primary_caps(self.conv(images)), trace)
         return poses
 
     def reconstruct(self, poses: Tensor, target: Tensor) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Detection of losses and gradients that are no longer finite, and where they come from.
 
-The guard looks on the device at every step and the caller asks it now and then, so that a GPU is
-not waited for. From the first bad step on it holds back the optimizer's updates: the weights stay
-those of the last good step.
+The guard looks on the device at every step and the caller asks it now and then: for certain, which
+waits for a GPU, or by glances, which do not but come late. From the first bad step on it holds back
+the optimizer's updates: the weights stay those of the last good step.
 """
 
 from typing import Any
@@ -43,27 +43,66 @@ class DivergedError(ArithmeticError):
 
 
 class DivergenceGuard:
-    """Remembers on the device at which step each term first was not finite."""
+    """Remembers on the device at which step each term first was not finite.
+
+    Its tensors stay where they are: a recorded step writes to them.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._first_bad = torch.zeros(len(TERMS), dtype=torch.int64, device=device)  # 0: none
         self.tripped = torch.zeros((), device=device)
         """1 from the first bad step on, else 0: what `torch.optim` calls `found_inf`."""
+        self._told = torch.zeros_like(self._first_bad, device="cpu")
+        """What the last glance sent for; not to be read before it has arrived."""
+        self._arrival: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._told = self._told.pin_memory()  # or the copy would be waited for
+            self._arrival = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
-    def watch(self, terms: LossTerms, gradient_norm: Tensor, step: int) -> None:
+    def reset(self) -> None:
+        """Forget everything."""
+        self._first_bad.zero_()
+        self.tripped.zero_()
+        self._arrive()
+        self._told.zero_()
+
+    def watch(self, terms: LossTerms, gradient_norm: Tensor, step: int | Tensor) -> None:
         """Take note of what `step` (from 1) computed."""
         values = (terms.classification, terms.reconstruction, terms.total, gradient_norm)
         finite = torch.stack([value.detach().double() for value in values]).isfinite()
-        self._first_bad.masked_fill_(~finite & (self._first_bad == 0), step)
+        newly_bad = ~finite & (self._first_bad == 0)
+        self._first_bad.copy_(torch.where(newly_bad, step, self._first_bad))
         self.tripped.copy_((self._first_bad > 0).any())
 
     def find(self) -> tuple[str, int] | None:
-        """The first bad term and its step; waits for the device."""
+        """The first bad term and its step, for certain; waits for the device."""
         if not self.tripped:
             return None
-        found = zip(self._first_bad.tolist(), TERMS, strict=True)
-        step, term = min((pair for pair in found if pair[0] > 0), key=lambda pair: pair[0])
-        return term, step
+        return _earliest(self._first_bad.tolist())
+
+    def glance(self) -> tuple[str, int] | None:
+        """What `find` would have told at the last glance.
+
+        Sends for what the next one will tell. Waits only where the device has not even come to the
+        last glance, so that the host never runs further ahead than from one to the next.
+        """
+        self._arrive()
+        found = _earliest(self._told.tolist())
+        self._told.copy_(self._first_bad, non_blocking=True)
+        if self._arrival is not None:
+            self._arrival.record(torch.cuda.current_stream(self._first_bad.device))
+        return found
+
+    def _arrive(self) -> None:
+        """Wait for what was sent for, if anything was."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+
+
+def _earliest(first_bad: list[int]) -> tuple[str, int] | None:
+    """The first bad term and its step, of the steps at which each of `TERMS` went bad."""
+    found = [(term, step) for term, step in zip(TERMS, first_bad, strict=True) if step > 0]
+    return min(found, key=lambda pair: pair[1], default=None)
 
 
 def find_culprit(model: Model, loss: Loss, batch: Batch, precision: Precision) -> str | None:

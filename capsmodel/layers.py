@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from capsmodel.config import CapsNetConfig
-from capsmodel.functional import squash
+from capsmodel.convolution import Convolution
 from capsmodel.initialization import BIAS, STD, official_layer_, official_weight_
 from capsmodel.precision import full_precision
+from capsmodel.primary_capsules import maps_to_capsules
 from capsmodel.routing import VoteShape, build_routing
 from capsmodel.routing.trace import RoutingTrace
 
@@ -33,7 +34,7 @@ class PrimaryCaps(nn.Module):
         self.types = config.primary_types
         self.dim = config.primary_dim
         self.uniform = config.primary_coupling == "uniform"
-        self.conv = nn.Conv2d(
+        self.conv = Convolution(
             config.conv_channels,
             self.types * self.dim,
             config.primary_kernel,
@@ -56,13 +57,12 @@ class PrimaryCaps(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Capsules `[B, I, P]`, fp32 and shorter than 1, from features `[B, channels, H, W]`."""
-        grid = self.conv(features).unflatten(1, (self.types, self.dim))  # [B, types, P, rows, cols]
+        maps = self.conv(features)  # [B, types * P, rows, columns]
         with full_precision(features.device):
-            s = grid.to(self.conv.weight.dtype)
+            s = maps.to(self.conv.weight.dtype)
             if self.bias is not None:
-                s = s / self.types + self.bias[:, :, None, None]
-            capsules = squash(s, dim=2)
-        return capsules.permute(0, 1, 3, 4, 2).flatten(1, 3)
+                s = s / self.types + self.bias.flatten()[:, None, None]
+            return maps_to_capsules(s, self.dim)
 
 
 class RoutingCaps(nn.Module):

@@ -3,14 +3,16 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from capsmodel.batch import Batch
 from capsmodel.callbacks import Callback
+from capsmodel.channels_last import follow_weights, put_channels_last
 from capsmodel.config import TrainingConfig
 from capsmodel.datasets import Dataset, load_dataset
 from capsmodel.datasets.composition import Composition, Part, Shifted
@@ -33,12 +35,15 @@ from capsmodel.metrics import (
 from capsmodel.model import build_model
 from capsmodel.precision import exact_fp32
 from capsmodel.schedules import learning_rate_factor
+from capsmodel.step_graph import StepGraph, graphs_wanted
+from capsmodel.step_scalars import StepScalars
 from capsmodel.training_state import restore_state, restore_weights, take_state
 
 GUARD_STEPS = 50
-"""Steps between two looks at the guard against divergence where a look waits for a GPU."""
+"""Steps from one glance at the guard against divergence to the next, which hears of them, where a
+certain look would wait for a GPU."""
 GUARD_BYTES = 1 << 30
-"""A look comes earlier where the batches since the last one take so much memory."""
+"""Memory that the batches of such steps may take; where they are large, glances come earlier."""
 
 Split = Literal["train", "validation", "test"]
 Stopped = Literal["completed", "early-stopping", "requested"]
@@ -64,6 +69,9 @@ class Trainer:
     training part comes once an epoch, so the last batch of an epoch may be smaller. On a CPU a
     resumed training goes on bit for bit as if it had never stopped, from the middle of an epoch
     too.
+
+    On a GPU no step waits for it, and steps are recorded as a CUDA graph, which knows of no hook
+    that is put on the model later: see `capsmodel.step_graph`.
 
     Where `torch.distributed` is initialised with several processes, they train one model together.
     Each makes a `Trainer` of the same configuration and data, with a device of its own, and calls
@@ -116,6 +124,9 @@ class Trainer:
         _check_dataset(self.dataset, config)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model).to(self.device).train()
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            put_channels_last(self.model)
         self.loss = build_loss(config.loss)
         self._objective = Objective(self.model, self.loss, config.precision)
         self._averaged: nn.Module | None = None
@@ -128,6 +139,19 @@ class Trainer:
             eps=adam.epsilon,
             fused=True,
         )
+        self._scalars: StepScalars | None = None
+        """Where a GPU reads what a CPU is simply told."""
+        self._graph: StepGraph | None = None
+        if on_gpu:
+            follow_weights(self.optimizer)
+            self._scalars = StepScalars(self.device)
+            if self.ranks.alone and graphs_wanted():
+                self._graph = StepGraph(self.optimizer, self.device)
+        self._guard = DivergenceGuard(self.device)
+        self._glances = on_gpu
+        """Whether steps look at the guard by glances, since a certain look would wait."""
+        # Set here, fused Adam leaves the weights alone once the guard has tripped.
+        self.optimizer.found_inf = self._guard.tripped  # type: ignore[attr-defined]
         self._place_data()
         everything = torch.arange(len(self._train_part))
         self.sampler = Sampler(everything, config.batch_size, config.seed, self.device)
@@ -175,6 +199,7 @@ class Trainer:
                     with self.ranks.failing_together():
                         for callback in self.callbacks:
                             callback.on_step(self, metrics)
+        self._check_guard()
         self._stop_requested = False
         return TrainingOutcome(stopped, self.epoch, self.step, self.best)
 
@@ -266,20 +291,38 @@ class Trainer:
             self._averaged = self._objective if alone else averaged(self._objective, batch)
         share = self.ranks.share(batch)
         self.ranks.seed(self.config.seed, self.step)
-        self.optimizer.zero_grad()
-        with exact_fp32(self.device, self.config.precision):
-            terms, lengths = self._averaged(share.batch)
-            # Of the ranks' gradients the plain mean is taken, whatever the sizes of their shares.
-            (terms.total * (share.weight * self.ranks.size)).backward()
-        gradient_norm = self._clip_gradient()
-        measures = self.ranks.sum(measure(terms, lengths, share.batch.labels) * share.weight)
+        if self._scalars is not None:
+            self._scalars.set(self.optimizer.param_groups[0]["lr"], self.step + 1)
+        if self._graph is not None:
+            measures, gradient_norm = self._graph.step(self._learn, share.batch)
+        else:
+            measures, gradient_norm = self._learn(share.batch, share.weight)
         self.step += 1
-        self._guard.watch(LossTerms(*measures[:3]), gradient_norm, self.step)
         self._unchecked.append((self.step, share.batch))
         if self._guard_is_due(batch):
-            self._check_guard()
-            self._unchecked.clear()
-        self.optimizer.step()
+            self._ask_guard()
+        return measures, gradient_norm
+
+    def _learn(self, batch: Batch, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+        """What a step does on the device, waiting for nothing: on a GPU it may be recorded.
+
+        Args:
+            batch: This rank's share, an image at least.
+            weight: Its part of the images of all ranks.
+        """
+        assert self._averaged is not None
+        self.optimizer.zero_grad()
+        with exact_fp32(self.device, self.config.precision):
+            terms, lengths = self._averaged(batch)
+            # Of the ranks' gradients the plain mean is taken, whatever the sizes of their shares.
+            (terms.total * (weight * self.ranks.size)).backward()
+        gradient_norm = self._clip_gradient()
+        measures = self.ranks.sum(measure(terms, lengths, batch.labels) * weight)
+        scalars = self._scalars
+        number = self.step + 1 if scalars is None else scalars.number
+        self._guard.watch(LossTerms(*measures[:3]), gradient_norm, number)
+        with nullcontext() if scalars is None else scalars.leading(self.optimizer):
+            self.optimizer.step()
         return measures, gradient_norm
 
     def _check_ranks(self) -> None:
@@ -344,34 +387,57 @@ class Trainer:
         self._start_clock()
 
     def _reset_guard(self) -> None:
-        self._guard = DivergenceGuard(self.device)
-        # Set here, fused Adam leaves the weights alone once the guard has tripped.
-        self.optimizer.found_inf = self._guard.tripped  # type: ignore[attr-defined]
+        self._guard.reset()
         self._unchecked: list[tuple[int, Batch]] = []
-        """Steps at which the guard was not asked yet, and their batches, to find a culprit in."""
+        """Steps that the guard was not heard about yet, and their batches, to find a culprit in."""
+        self._asked_about = 0
+        """How many of them the last glance at the guard sent for."""
 
     def _guard_is_due(self, batch: Batch) -> bool:
-        """At every step on a CPU; on a GPU a look waits for it, so only now and then.
+        """At every step where a look costs nothing; with glances only now and then.
 
         The batch is that of all ranks, which so look at the same steps.
         """
-        if self.device.type == "cpu":
+        if not self._glances:
             return True
         share = sum(part.nbytes for part in batch if part is not None) / self.ranks.size
-        kept = len(self._unchecked) * share
-        return len(self._unchecked) >= GUARD_STEPS or kept >= GUARD_BYTES
+        new = len(self._unchecked) - self._asked_about
+        return new >= GUARD_STEPS or 2 * new * share >= GUARD_BYTES
+
+    def _ask_guard(self) -> None:
+        """Raise DivergedError if a step was not finite: up to now, or up to the last glance.
+
+        Glances come after the same steps on all ranks, and tell them the same.
+        """
+        if not self._glances:
+            self._check_guard()
+            self._unchecked.clear()
+            return
+        found = self._guard.glance()
+        if found is not None:
+            self._diverged(*found)
+        del self._unchecked[: self._asked_about]
+        self._asked_about = len(self._unchecked)
 
     def _check_guard(self, together: bool = True) -> None:
-        """Raise DivergedError, with a diagnosis, if a step was not finite; waits for the device.
+        """Raise DivergedError if any step was not finite; waits for the device.
 
         Args:
-            together: Whether all ranks look now. Each finds the same term and step, but only the
-                ranks whose shares are to blame find a culprit; together they tell the others.
+            together: Whether all ranks look now.
         """
         found = self._guard.find()
-        if found is None:
-            return
-        term, step = found
+        if found is not None:
+            self._diverged(*found, together)
+
+    def _diverged(self, term: str, step: int, together: bool = True) -> NoReturn:
+        """Raise DivergedError, with a diagnosis.
+
+        Args:
+            term: The first term that was not finite.
+            step: When it was.
+            together: Whether all ranks do this now. Each finds the same term and step, but only the
+                ranks whose shares are to blame find a culprit; together they tell the others.
+        """
         batch = dict(self._unchecked).get(step)
         culprit = None
         if batch is not None:

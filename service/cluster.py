@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from capsmodel.allocator import ALLOCATOR_ENVIRONMENT
 from service.demand import ACCELERATOR, DRIVER_SLOT, Bundle
 from service.errors import ClusterUnavailableError
 from workers.crash import crashing
@@ -32,11 +33,7 @@ WORKER_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # glibc returns every large block to the kernel by default; page faults then cost more than
-    # the arithmetic of an elementwise operation.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "67108864",
+    **ALLOCATOR_ENVIRONMENT,
     "PYTHONUNBUFFERED": "1",
     # What the actors of a search or of several workers print is printed once each, as it is, and
     # a worker that died is noticed at once.

@@ -5,7 +5,9 @@ from torch import Tensor
 
 from capsmodel.config import DynamicRoutingConfig
 from capsmodel.functional import squash
+from capsmodel.precision import full_precision
 from capsmodel.routing import Routing, VoteShape, equal_sum, weighted_sum
+from capsmodel.routing.choice import routing_kernel
 from capsmodel.routing.trace import RoutingTrace
 
 
@@ -21,6 +23,28 @@ class DynamicRouting(Routing):
         self.iterations = config.iterations
         self.detach = config.detach
         self.leaky = config.leaky
+
+    def route(
+        self,
+        capsules: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        trace: RoutingTrace | None = None,
+    ) -> Tensor:
+        """Poses `[B, J, D]` from capsules `[B, I, P]`, by a kernel where one applies."""
+        with full_precision(capsules.device):
+            capsules = capsules.to(weight.dtype)
+            kernel = routing_kernel(capsules, weight, trace)
+            if kernel is None:
+                return super().route(capsules, weight, bias, trace)
+            return kernel(
+                capsules,
+                weight,
+                bias,
+                iterations=self.iterations,
+                leaky=self.leaky,
+                detach=self.detach,
+            )
 
     def forward(
         self, votes: Tensor, bias: Tensor | None = None, trace: RoutingTrace | None = None

@@ -5,6 +5,7 @@ as 2. It leaves out sums (the first pass of a routing, which needs no product), 
 leave out too: biases, activations, squash, softmax, pooling, losses, the optimizer.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,8 +34,10 @@ from capsmodel.config import (
     TrainingConfig,
     UniformRoutingConfig,
 )
+from capsmodel.convolution import unfolded
 from capsmodel.cost import PASSES_OF_A_STEP, training_cost
 from capsmodel.datasets import load_dataset
+from capsmodel.kernels import force_kernels
 from capsmodel.model import build_model
 from capsmodel.presets import MULTIMNIST_CNN
 from capsmodel.training import Trainer
@@ -62,6 +65,14 @@ NETS: dict[str, ModelConfig] = {
         image_shape=(3, 29, 31), channels=(8, 6), kernels=(7, 3), pool=3, hidden=()
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def direct_convolutions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Operations are counted as the paper's net has them, by whichever route they are saved."""
+    monkeypatch.setattr(unfolded, "LARGEST_PATCH", 0)
+    with force_kernels("torch"):
+        yield
 
 
 def counted(config: ModelConfig, backward: bool = False) -> int:

@@ -6,6 +6,8 @@ Every run draws images and weights anew; a failure names the seed, and CAPS_TEST
 import math
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +32,7 @@ from capsmodel.config import (
     UniformRoutingConfig,
 )
 from capsmodel.functional import exponential_squash, lengths, squash
+from capsmodel.kernels import force_kernels
 from capsmodel.losses import LossTerms, build_loss
 from capsmodel.model import Model, ModelOutput, build_model
 from capsmodel.precision import Precision, mixed_precision
@@ -45,7 +48,7 @@ BATCH = 3
 FP32_ERROR = 1e-4
 """Largest relative error of any output, loss or gradient in fp32."""
 BF16_OUTPUT_ERROR = 1e-2
-"""Largest relative error of an output in bf16."""
+"""Largest relative error of an output in bf16, unless rounding the products alone costs as much."""
 BF16_GRADIENT_RATIO = 1.5
 """A gradient's error in bf16 may be so many times that of the reference with the same rounding."""
 KINK_DISTANCE = 1e-5
@@ -151,13 +154,23 @@ class Results(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def fresh_seed() -> None:
+HAS_COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))
+
+
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def fresh_seed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of it with the compiled kernels, and again with PyTorch's own operations."""
+    if request.param == "native" and not HAS_COMPILER:
+        pytest.skip("there is no C++ compiler")
     torch.manual_seed(SEED)
+    with force_kernels(request.param):
+        yield
 
 
-def draw_case(config: ModelConfig, loss: LossConfig, batch_size: int = BATCH) -> Case:
-    """Fresh random weights and images, none of whose values lies at a kink."""
+def draw_case(
+    config: ModelConfig, loss: LossConfig, batch_size: int = BATCH, away_from_kinks: bool = True
+) -> Case:
+    """Fresh random weights and images, none of whose values lies at a kink unless said."""
     model = build_model(config)
     settings = config.model_dump()
     for _ in range(100):
@@ -166,6 +179,8 @@ def draw_case(config: ModelConfig, loss: LossConfig, batch_size: int = BATCH) ->
         batch = draw_batch(config, batch_size)
         weights = {name: value.detach().double() for name, value in model.named_parameters()}
         case = Case(model, loss, batch, settings, weights)
+        if not away_from_kinks:
+            return case
         with torch.no_grad():
             kinks = run_reference(case).kinks
         if min(distance.min().item() for distance in kinks) > KINK_DISTANCE:
@@ -270,9 +285,11 @@ def check_within(actual: Results, expected: Results) -> None:
 def check_bf16(case: Case) -> None:
     """Outputs agree roughly; gradients lose little more than bf16 products alone cost."""
     actual, expected = actual_results(case, "bf16"), expected_results(case)
-    for name, error in errors(actual.outputs, expected.outputs).items():
-        assert error <= BF16_OUTPUT_ERROR, f"{name} is off by {error:.1e} (seed {SEED})"
     products_rounded = expected_results(case, reference.in_bf16)
+    unavoidable = errors(products_rounded.outputs, expected.outputs)
+    for name, error in errors(actual.outputs, expected.outputs).items():
+        limit = max(BF16_OUTPUT_ERROR, BF16_GRADIENT_RATIO * unavoidable[name])
+        assert error <= limit, f"{name} is off by {error:.1e} (seed {SEED})"
     unavoidable = errors(products_rounded.gradients, expected.gradients)
     for name, error in errors(actual.gradients, expected.gradients).items():
         ratio = error / unavoidable[name]
@@ -348,6 +365,43 @@ def test_without_labels_the_longest_capsules_are_drawn(targets) -> None:
     assert relative_error(drawn, expected.reconstruction) <= FP32_ERROR, f"seed {SEED}"
 
 
+PRESETS_PIXELS = (28, 36, 40)
+"""Sides of images for whose primary capsules there is a route through the frequency domain."""
+
+
+@pytest.mark.parametrize("pixels", PRESETS_PIXELS)
+def test_the_presets_images_in_fp32(pixels) -> None:
+    net = CapsNetConfig(
+        image_shape=(1, pixels, pixels),
+        classes=3,
+        conv_channels=16,
+        primary_types=4,
+        primary_dim=4,
+        class_dim=6,
+        decoder=DecoderConfig(hidden=(24,)),
+    )
+    check_fp32(draw_case(net, LOSSES[0], batch_size=16))
+
+
+@pytest.mark.parametrize("pixels", PRESETS_PIXELS)
+def test_the_presets_images_in_bf16(pixels) -> None:
+    """Of the sums of two draws' errors; without the decoder, whose few values vary a lot."""
+    net = CapsNetConfig(
+        image_shape=(1, pixels, pixels), conv_channels=48, primary_types=8, decoder=None
+    )
+    found: dict[str, float] = {}
+    unavoidable: dict[str, float] = {}
+    for _ in range(2):
+        case = draw_case(net, LOSSES[0], batch_size=16, away_from_kinks=False)
+        expected, rounded = expected_results(case), expected_results(case, reference.in_bf16)
+        for results, total in ((actual_results(case, "bf16"), found), (rounded, unavoidable)):
+            for name, error in errors(results.gradients, expected.gradients).items():
+                total[name] = total.get(name, 0) + error
+    for name, error in found.items():
+        ratio = error / unavoidable[name]
+        assert ratio <= BF16_GRADIENT_RATIO, f"gradient of {name}: {ratio:.2f} (seed {SEED})"
+
+
 ROUNDED_ROUTINGS = [
     *(routing for routing in DYNAMIC if not (routing.detach or routing.leaky)),
     DynamicRoutingConfig(leaky=True),
@@ -378,7 +432,10 @@ def test_the_cnn_in_bf16(targets) -> None:
 
 
 def test_capsules_in_bf16_would_be_noticed(monkeypatch) -> None:
-    """Four draws in ten then break the bound, so that thirty in a row do not all keep it."""
+    """Four draws in ten then break the bound, so that thirty in a row do not all keep it.
+
+    With PyTorch's own operations: the compiled kernels know fp32 alone.
+    """
     for module in ("capsmodel.layers", "capsmodel.routing"):
         monkeypatch.setattr(f"{module}.full_precision", lambda device: nullcontext())
     net = changed(SMALL_NET, **ROUNDED_NET, routing=THREE_PASSES)
@@ -387,7 +444,10 @@ def test_capsules_in_bf16_would_be_noticed(monkeypatch) -> None:
         for _ in range(30):
             check_bf16(draw_case(net, LOSSES[0], ROUNDED_BATCH))
 
-    with pytest.raises(AssertionError, match="times what rounding the products costs"):
+    with (
+        force_kernels("torch"),
+        pytest.raises(AssertionError, match="times what rounding the products costs"),
+    ):
         check_thirty_draws()
 
 

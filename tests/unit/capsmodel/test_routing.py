@@ -126,7 +126,7 @@ def test_route_makes_the_votes_and_stays_in_fp32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         poses = routing.route(capsules, weight)
     assert poses.dtype == torch.float32
-    assert torch.equal(poses, expected)
+    torch.testing.assert_close(poses, expected)
 
 
 @pytest.mark.parametrize("config", ALL, ids=str)

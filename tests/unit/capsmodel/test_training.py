@@ -76,7 +76,7 @@ def test_initial_capsules_are_neither_saturated_nor_dead(digits) -> None:
     model = CapsNet(CapsNetConfig())
     with torch.no_grad():
         images = digits.test_images[::250] / 255
-        capsules = model.primary_caps(model.conv(images).relu())
+        capsules = model.primary_caps(model.conv(images))
         lengths = model.class_caps(capsules).norm(dim=-1)
     assert 0.1 < capsules.norm(dim=-1).median() < 0.4
     assert 0.01 < lengths.median() < 0.3

@@ -1,0 +1,216 @@
+"""The frequency route: a 9x9 convolution of stride 2 as products frequency by frequency, on a CPU.
+
+The convolution is a sum over four phases (parities of row and column), each a convolution of stride
+1 of N x N features with 5 x 5 weights. Their discrete Fourier transforms of N x N turn it into one
+matrix product over channels and phases for each frequency: for the paper's net 148 real products
+an output channel, input channel and phase, where the direct way takes 729 (36 positions of 81
+weights, over 4 phases). The result is exact but for rounding.
+
+In bf16 the operands and results of these products are rounded, transforms are summed in fp32. The
+transforms are compiled kernels (`kernels/source/frequency.cpp`), the products PyTorch's.
+
+Shape letters: B batch, C channels in, F channels out, N side of a phase, n rows (and columns) of
+the result, K planes: the real numbers by which a spectrum is kept.
+"""
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from capsmodel.kernels import native_library
+
+if TYPE_CHECKING:
+    from capsmodel.convolution import Convolution
+
+KERNEL = 9
+"""Side of the kernel."""
+STRIDE = 2
+TAPS = 5
+"""Side of a phase of the kernel."""
+PHASES = 4
+SIDES = (10, 14, 16)
+"""Sides of a phase for which there are kernels: images of 28, 36 and 40 pixels after a first
+convolution of 9x9."""
+LANES = 16
+"""Channels must come in multiples of it."""
+SMALLEST_BATCH = 16
+"""The weights are transformed at every call, which smaller batches do not make up for."""
+
+
+def planes_of(side: int) -> int:
+    """Real planes K of a spectrum: 4 real frequencies, three planes for each complex one."""
+    return 4 + 3 * (side * side - 4) // 2
+
+
+def applies(layer: "Convolution", features: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the route computes this layer: its shapes fit, and there are kernels."""
+    filters, channels = layer.weight.shape[:2]
+    side, odd = divmod(features.shape[-1], STRIDE)
+    return (
+        features.device.type == "cpu"
+        and dtype in (torch.float32, torch.bfloat16)
+        and layer.weight.dtype == torch.float32
+        and layer.kernel_size == (KERNEL, KERNEL)
+        and layer.stride == (STRIDE, STRIDE)
+        and layer.padding == (0, 0)
+        and layer.dilation == (1, 1)
+        and layer.groups == 1
+        and features.shape[-2] == features.shape[-1]
+        and side in SIDES
+        and not odd
+        and filters % LANES == channels % LANES == 0
+        and len(features) >= SMALLEST_BATCH
+        and native_library("frequency", SIDE=side) is not None
+    )
+
+
+def convolve(layer: "Convolution", features: Tensor, dtype: torch.dtype) -> Tensor:
+    """`layer` of features `[B, C, 2N, 2N]`: fp32 `[B, F, n, n]`, the batch last in memory."""
+    maps = frequency_convolution(features, layer.weight, layer.bias, dtype)
+    return maps.relu() if layer.relu else maps
+
+
+def frequency_convolution(
+    features: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Convolve without padding, in the frequency domain.
+
+    Args:
+        features: `[B, C, 2N, 2N]`, N one of `SIDES`; fastest with the channels last in memory.
+        weight: `[F, C, 9, 9]`, fp32.
+        bias: `[F]`, fp32.
+        dtype: Of the products' operands and results, fp32 or bf16; features are cast to it.
+
+    Returns:
+        fp32 `[B, F, n, n]` with n = N - 4, the batch last in memory.
+    """
+    channels_last = features.to(dtype).permute(0, 2, 3, 1).contiguous()
+    maps: Tensor = convolve_planes(channels_last, weight, bias)[0]
+    return maps.permute(3, 2, 0, 1)
+
+
+@torch.library.custom_op("capsmodel::frequency_convolution", mutates_args=(), device_types="cpu")
+def convolve_planes(
+    features: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps `[n, n, F, B]`, planes of features `[K, B, 4C]` and of weights `[K, F, 4C]`.
+
+    Args:
+        features: `[B, 2N, 2N, C]`; their dtype is that of all planes.
+        weight: `[F, C, 9, 9]`, fp32.
+        bias: `[F]`, fp32.
+    """
+    maps, feature_planes, weight_planes = _outputs(features, weight, bias)
+    features, weight = features.contiguous(), weight.contiguous()
+    batch, size, _, channels = features.shape
+    filters, transforms = len(weight), Transforms(size // STRIDE, features.dtype)
+    transforms.run("analyse_features", features, feature_planes, batch, channels)
+    transforms.run("analyse_weights", weight, weight_planes, filters, channels)
+    products = torch.bmm(weight_planes, feature_planes.transpose(1, 2))
+    transforms.run("synthesise_products", products, maps, batch * filters)
+    if bias is not None:
+        maps += bias[:, None]
+    return maps, feature_planes, weight_planes
+
+
+@convolve_planes.register_fake
+def _outputs(
+    features: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, size, _, channels = features.shape
+    side, filters = size // STRIDE, len(weight)
+    extent, planes = side - TAPS + 1, planes_of(side)
+    return (
+        weight.new_empty(extent, extent, filters, batch),
+        features.new_empty(planes, batch, PHASES * channels),
+        features.new_empty(planes, filters, PHASES * channels),
+    )
+
+
+@torch.library.custom_op(
+    "capsmodel::frequency_convolution_backward", mutates_args=(), device_types="cpu"
+)
+def convolve_planes_backward(
+    gradient: Tensor, feature_planes: Tensor, weight_planes: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of features `[B, 2N, 2N, C]`, weights `[F, C, 9, 9]` and bias `[F]`.
+
+    Args:
+        gradient: Of the maps, fp32 `[n, n, F, B]`.
+        feature_planes: `[K, B, 4C]`, as the way forward left them.
+        weight_planes: `[K, F, 4C]`, as the way forward left them.
+        wanted: Which of the three gradients are; the others come out empty.
+    """
+    of_features, of_weight, of_bias = _gradient_outputs(
+        gradient, feature_planes, weight_planes, wanted
+    )
+    gradient = gradient.contiguous()
+    (count, batch, phases), filters = feature_planes.shape, weight_planes.shape[1]
+    channels = phases // PHASES
+    transforms = Transforms(gradient.shape[0] + TAPS - 1, feature_planes.dtype)
+    products = feature_planes.new_empty(count, filters, batch)
+    transforms.run("analyse_products", gradient, products, batch * filters)
+    # One block serves both: of such sizes a heap is soon full of holes.
+    scratch = feature_planes.new_empty(count * max(batch, filters) * phases)
+    if wanted[0]:
+        planes = scratch[: feature_planes.numel()].view(feature_planes.shape)
+        torch.bmm(products.transpose(1, 2), weight_planes, out=planes)
+        transforms.run("synthesise_features", planes, of_features, batch, channels)
+    if wanted[1]:
+        planes = scratch[: weight_planes.numel()].view(weight_planes.shape)
+        torch.bmm(products, feature_planes, out=planes)
+        transforms.run("synthesise_weights", planes, of_weight, filters, channels)
+    if wanted[2]:
+        torch.sum(gradient.flatten(end_dim=1).sum(dim=0), dim=1, out=of_bias)
+    return of_features, of_weight, of_bias
+
+
+@convolve_planes_backward.register_fake
+def _gradient_outputs(
+    gradient: Tensor, feature_planes: Tensor, weight_planes: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    extent, _, filters, batch = gradient.shape
+    size, channels = STRIDE * (extent + TAPS - 1), feature_planes.shape[2] // PHASES
+    features, weight = (batch, size, size, channels), (filters, channels, KERNEL, KERNEL)
+    return (
+        feature_planes.new_empty(features if wanted[0] else 0),
+        gradient.new_empty(weight if wanted[1] else 0),
+        gradient.new_empty(filters if wanted[2] else 0),
+    )
+
+
+def _keep_planes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return None, None, None
+    wanted = list(ctx.needs_input_grad)
+    found = convolve_planes_backward(gradient, *ctx.saved_tensors, wanted)
+    return tuple(each if want else None for each, want in zip(found, wanted, strict=True))
+
+
+convolve_planes.register_autograd(_backward, setup_context=_keep_planes)
+
+
+class Transforms:
+    """The compiled transforms for one side of the phases and one dtype of the planes."""
+
+    def __init__(self, side: int, dtype: torch.dtype) -> None:
+        library = native_library("frequency", SIDE=side)
+        assert library is not None, "the route is taken only where there are kernels"
+        self.library = library
+        self.suffix = "bf16" if dtype == torch.bfloat16 else "fp32"
+
+    def run(self, name: str, source: Tensor, target: Tensor, *sizes: int) -> None:
+        """Fill `target` from `source`, both contiguous; `sizes` as in `frequency.cpp`."""
+        function = getattr(self.library, f"{name}_{self.suffix}")
+        function.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * len(sizes) + [ctypes.c_int]
+        status = function(source.data_ptr(), target.data_ptr(), *sizes, torch.get_num_threads())
+        if status != 0:
+            raise MemoryError(f"{name} of {sizes} could not get its scratch memory")

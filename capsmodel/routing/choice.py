@@ -1,0 +1,39 @@
+"""Which kernel routes: the CPU's, the GPU's, or none, where PyTorch's operations do."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from capsmodel.kernels import chosen_kernels
+from capsmodel.routing.fused import can_fuse, fused_routing
+from capsmodel.routing.trace import RoutingTrace
+from capsmodel.routing.triton_routing import triton_routing, triton_usable
+
+
+class RoutingKernel(Protocol):
+    """Dynamic routing from capsules straight to poses."""
+
+    def __call__(
+        self,
+        capsules: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        iterations: int,
+        leaky: bool = False,
+        detach: bool = False,
+    ) -> Tensor:
+        """Poses `[B, J, D]` from capsules `[B, I, P]` and weight `[I, J, P, D]`."""
+
+
+def routing_kernel(
+    capsules: Tensor, weight: Tensor, trace: RoutingTrace | None
+) -> RoutingKernel | None:
+    """The kernel for capsules and weight; None where a trace is wanted, or none applies."""
+    if trace is not None or chosen_kernels() == "torch":
+        return None
+    if can_fuse(capsules, weight):
+        return fused_routing
+    if triton_usable(capsules, weight):
+        return triton_routing
+    return None

@@ -1,0 +1,256 @@
+"""The routes of a convolution against `conv2d` in float64, and which of them is taken."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from capsmodel.convolution import Convolution, frequency, unfolded
+from capsmodel.kernels import force_kernels
+
+SEED = int(os.environ.get("CAPS_TEST_SEED") or secrets.randbits(31))
+FP32_ERROR = 3e-6
+BF16_RATIO = 1.7
+"""The frequency route rounds spectra where the direct one rounds values: its errors may be so many
+times as large (20 draws gave 1.3 to 1.55)."""
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed() -> Iterator[None]:
+    torch.manual_seed(SEED)
+    with force_kernels("auto"):
+        yield
+
+
+class Results(NamedTuple):
+    """Of one convolution: the maps, and the gradients for random ones of the maps."""
+
+    maps: Tensor
+    of_features: Tensor
+    of_weight: Tensor
+    of_bias: Tensor
+
+
+def primary(channels: int = 32, filters: int = 16, bias: bool = True) -> Convolution:
+    return Convolution(channels, filters, 9, 2, bias=bias)
+
+
+def run(layer: nn.Conv2d, features: Tensor, gradient: Tensor, bf16: bool = False) -> Results:
+    features = features.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        maps = layer(features)
+    assert layer.bias is not None
+    wanted = (features, layer.weight, layer.bias)
+    return Results(maps, *torch.autograd.grad(maps, wanted, gradient.to(maps.dtype)))
+
+
+def in_float64(layer: nn.Conv2d, features: Tensor, gradient: Tensor) -> Results:
+    exact = nn.Conv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+    ).double()  # type: ignore[arg-type]
+    exact.load_state_dict(layer.state_dict())
+    return run(exact, features.double(), gradient.double())
+
+
+def errors(actual: Results, expected: Results) -> list[float]:
+    """Relative, of the maps and of each gradient."""
+    return [
+        ((ours.double() - exact).norm() / exact.norm()).item()
+        for ours, exact in zip(actual, expected, strict=True)
+    ]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("size", "batch", "channels", "filters"),
+    [
+        (20, 16, 16, 16),
+        (20, 257, 16, 32),
+        (20, 33, 144, 48),
+        (28, 17, 48, 16),
+        (28, 16, 160, 32),
+        (32, 19, 16, 64),
+    ],
+)
+def test_the_frequency_route_is_exact_but_for_rounding(
+    size: int, batch: int, channels: int, filters: int
+) -> None:
+    layer = primary(channels, filters)
+    features = torch.rand(batch, channels, size, size) - 0.3
+    assert frequency.applies(layer, features, torch.float32)
+    extent = size // 2 - 4
+    gradient = torch.randn(batch, filters, extent, extent)
+    expected = in_float64(layer, features, gradient)
+    actual = run(layer, features, gradient)
+    assert max(errors(actual, expected)) < FP32_ERROR, f"seed {SEED}"
+    with force_kernels("torch"):
+        direct = errors(run(layer, features, gradient, bf16=True), expected)
+    fast = errors(run(layer, features, gradient, bf16=True), expected)
+    for name, ours, theirs in zip(Results._fields, fast, direct, strict=True):
+        assert ours < BF16_RATIO * theirs, f"{name}: {ours:.1e} and {theirs:.1e} (seed {SEED})"
+
+
+@needs_compiler
+def test_features_may_lie_in_any_order() -> None:
+    layer, features = primary(), torch.rand(16, 32, 20, 20)
+    expected = layer(features)
+    last = features.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer(last), expected)
+    wider = torch.rand(16, 32, 20, 24)
+    wider[..., :20] = features
+    assert torch.equal(layer(wider[..., :20]), expected)
+    with torch.no_grad():
+        layer.weight.set_(layer.weight.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(layer(features), expected)
+
+
+@needs_compiler
+def test_two_ways_forward_before_one_back() -> None:
+    layer = primary()
+    first, second = torch.rand(2, 16, 32, 20, 20).unbind()
+    gradient = torch.randn(16, 16, 6, 6)
+    expected = run(layer, first, gradient)
+    features = first.clone().requires_grad_()
+    maps = layer(features)
+    layer(second)
+    of_features, of_weight = torch.autograd.grad(maps, (features, layer.weight), gradient)
+    assert torch.equal(of_features, expected.of_features)
+    assert torch.equal(of_weight, expected.of_weight)
+
+
+@needs_compiler
+@pytest.mark.parametrize("frozen", ["features", "weight"])
+def test_a_gradient_of_one_alone(frozen: str) -> None:
+    layer, features = primary(), torch.rand(16, 32, 20, 20)
+    gradient = torch.randn(16, 16, 6, 6)
+    expected = run(layer, features, gradient)
+    if frozen == "features":
+        (found,) = torch.autograd.grad(layer(features), layer.weight, gradient)
+        assert torch.equal(found, expected.of_weight)
+    else:
+        layer.requires_grad_(False)
+        features.requires_grad_()
+        (found,) = torch.autograd.grad(layer(features), features, gradient)
+        assert torch.equal(found, expected.of_features)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operators_keep_torchs_rules(dtype: torch.dtype) -> None:
+    features = torch.rand(2, 20, 20, 16).to(dtype).requires_grad_()
+    weight = torch.randn(16, 16, 9, 9, requires_grad=True)
+    bias = torch.randn(16, requires_grad=True)
+    torch.library.opcheck(frequency.convolve_planes, (features, weight, bias))
+    torch.library.opcheck(frequency.convolve_planes, (features, weight, None))
+    with torch.no_grad():
+        maps, feature_planes, weight_planes = frequency.convolve_planes(features, weight, bias)
+    arguments = (torch.randn_like(maps), feature_planes, weight_planes, [True, True, True])
+    torch.library.opcheck(frequency.convolve_planes_backward, arguments)
+
+
+@needs_compiler
+def test_threads_do_not_change_the_transforms() -> None:
+    features, weight = torch.rand(16, 20, 20, 48), torch.randn(32, 48, 9, 9)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(frequency.convolve_planes(features, weight, None)[1:])
+    finally:
+        torch.set_num_threads(before)
+    for planes in found[1:]:
+        assert all(map(torch.equal, planes, found[0]))
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_not_finite_is_noticed(value: float, bf16: bool) -> None:
+    layer, features = primary(), torch.rand(16, 32, 20, 20)
+    features[3, 5, 7, 9] = value
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        maps = layer(features)
+    assert not maps[3].isfinite().all()
+    assert maps[4].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (primary(channels=24), (16, 24, 20, 20)),
+        (primary(filters=24), (16, 32, 20, 20)),
+        (primary(), (15, 32, 20, 20)),
+        (primary(), (16, 32, 21, 21)),
+        (primary(), (16, 32, 20, 28)),
+        (primary(), (16, 32, 24, 24)),
+        (Convolution(32, 16, 9, 1), (16, 32, 20, 20)),
+        (Convolution(32, 16, 7, 2), (16, 32, 20, 20)),
+        (Convolution(32, 16, 9, 2, padding=1), (16, 32, 20, 20)),
+        (Convolution(32, 16, 9, 2, groups=2), (16, 32, 20, 20)),
+        (Convolution(32, 16, 9, 2, dilation=2), (16, 32, 20, 20)),
+    ],
+)
+def test_other_shapes_take_the_direct_route(layer: Convolution, shape: tuple[int, ...]) -> None:
+    features = torch.rand(shape)
+    assert not frequency.applies(layer, features, torch.float32)
+    expected = functional.conv2d(
+        features,
+        layer.weight,
+        layer.bias,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+    )
+    torch.testing.assert_close(layer(features), expected)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding"),
+    [(1, 9, 1, 0), (3, 9, 1, 0), (1, 4, 2, 1), (2, 5, 3, 2)],
+)
+def test_unfolded_patches(
+    channels: int, kernel: int, stride: int, padding: int, bf16: bool
+) -> None:
+    layer = Convolution(channels, 12, kernel, stride, padding)
+    images = torch.rand(5, channels, 17, 20)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    assert unfolded.applies(layer, images, dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        maps = layer(images)
+    assert maps.dtype == dtype
+    gradient = torch.randn(maps.shape)
+    found = torch.autograd.grad(maps, (layer.weight, layer.bias), gradient.to(dtype))
+    expected = in_float64(layer, images, gradient)
+    limit = 1e-2 if bf16 else FP32_ERROR
+    for ours, exact in zip((maps, *found), (expected[0], *expected[2:]), strict=True):
+        assert (ours.double() - exact).norm() < limit * exact.norm(), f"seed {SEED}"
+
+
+def test_images_with_a_gradient_are_not_unfolded() -> None:
+    layer, images = Convolution(1, 8, 9), torch.rand(2, 1, 20, 20)
+    expected = in_float64(layer, images, gradient := torch.randn(2, 8, 12, 12))
+    images.requires_grad_()
+    assert not unfolded.applies(layer, images, torch.float32)
+    actual = run(layer, images, gradient)
+    assert max(errors(actual, expected)) < FP32_ERROR
+
+
+def test_a_double_precision_layer_stays_exact() -> None:
+    layer = primary().double()
+    features = torch.rand(16, 32, 20, 20, dtype=torch.float64)
+    gradient = torch.randn(16, 16, 6, 6, dtype=torch.float64)
+    assert (
+        max(errors(run(layer, features, gradient), in_float64(layer, features, gradient))) < 1e-14
+    )
