@@ -357,7 +357,8 @@ template <int Inputs, int Terms, int Height>
     for (int n = 0; n < Inputs; n++) {
       const float* factor = added.factors + shape.factors_at(input + n, group) + j * LANES;
       factors[n][term] = load(factor);
-      __builtin_prefetch(factor + shape.factors_at(Inputs, 0));  // Of the next input capsules.
+      // Those of the next input capsules to the L2 cache: they would not stay in the L1 cache.
+      __builtin_prefetch(factor + shape.factors_at(Inputs, 0), 0, 2);
     }
   }
   Lanes products[Inputs][Height + 1];

@@ -436,7 +436,7 @@ def test_capsules_in_bf16_would_be_noticed(monkeypatch) -> None:
 
     With PyTorch's own operations: the compiled kernels know fp32 alone.
     """
-    for module in ("capsmodel.layers", "capsmodel.routing"):
+    for module in ("capsmodel.layers", "capsmodel.routing", "capsmodel.routing.dynamic"):
         monkeypatch.setattr(f"{module}.full_precision", lambda device: nullcontext())
     net = changed(SMALL_NET, **ROUNDED_NET, routing=THREE_PASSES)
 
