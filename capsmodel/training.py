@@ -354,13 +354,13 @@ class Trainer:
             kept = choose_per_class(labels, kept, settings.per_class, seed)
         self.train_indices = kept
         self.composition: Composition = data.composition or Shifted(settings.max_shift)
-        self._train_part = self._on_device(data.train_images[kept], labels[kept])
+        self._train_part = self._on_device(data.train_images, labels, kept)
         held_out = self.validation_indices
         if self.config.early_stopping and not len(held_out):
             raise ValueError(
                 f"early_stopping needs a validation part: {self._no_validation_part()}"
             )
-        self._validation_part = self._on_device(data.train_images[held_out], labels[held_out])
+        self._validation_part = self._on_device(data.train_images, labels, held_out)
 
     def _no_validation_part(self) -> str:
         fraction = self.config.dataset.validation_fraction
@@ -369,7 +369,10 @@ class Trainer:
             f"{len(self.dataset.train_labels)} images holds out none"
         )
 
-    def _on_device(self, images: Tensor, labels: Tensor) -> Part:
+    def _on_device(self, images: Tensor, labels: Tensor, chosen: Tensor | None = None) -> Part:
+        """Some images, or all; on a CPU all are not held twice."""
+        if chosen is not None and not torch.equal(chosen, torch.arange(len(labels))):
+            images, labels = images[chosen], labels[chosen]
         return Part(images.to(self.device), labels.to(self.device))
 
     def _part(self, split: Split) -> tuple[Part, Composition]:

@@ -14,6 +14,7 @@ the result, K planes: the real numbers by which a spectrum is kept.
 """
 
 import ctypes
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,8 @@ SIDES = (10, 14, 16)
 convolution of 9x9."""
 LANES = 16
 """Channels must come in multiples of it."""
+SCRATCH_BYTES = 96 << 20
+"""Planes that only one call needs are made in blocks up to this size, of at least one row."""
 SMALLEST_BATCH = 16
 """The weights are transformed at every call, which smaller batches do not make up for."""
 
@@ -86,14 +89,16 @@ def frequency_convolution(
     Returns:
         fp32 `[B, F, n, n]` with n = N - 4, the batch last in memory.
     """
+    given = [features, weight] if bias is None else [features, weight, bias]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     channels_last = features.to(dtype).permute(0, 2, 3, 1).contiguous()
-    maps: Tensor = convolve_planes(channels_last, weight, bias)[0]
+    maps: Tensor = convolve_planes(channels_last, weight, bias, keep)[0]
     return maps.permute(3, 2, 0, 1)
 
 
 @torch.library.custom_op("capsmodel::frequency_convolution", mutates_args=(), device_types="cpu")
 def convolve_planes(
-    features: Tensor, weight: Tensor, bias: Tensor | None
+    features: Tensor, weight: Tensor, bias: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maps `[n, n, F, B]`, planes of features `[K, B, 4C]` and of weights `[K, F, 4C]`.
 
@@ -101,14 +106,20 @@ def convolve_planes(
         features: `[B, 2N, 2N, C]`; their dtype is that of all planes.
         weight: `[F, C, 9, 9]`, fp32.
         bias: `[F]`, fp32.
+        keep: Whether a gradient will need the planes, which else come out empty.
     """
-    maps, feature_planes, weight_planes = _outputs(features, weight, bias)
+    maps, feature_planes, weight_planes = _outputs(features, weight, bias, keep)
     features, weight = features.contiguous(), weight.contiguous()
     batch, size, _, channels = features.shape
     filters, transforms = len(weight), Transforms(size // STRIDE, features.dtype)
-    transforms.run("analyse_features", features, feature_planes, batch, channels)
-    transforms.run("analyse_weights", weight, weight_planes, filters, channels)
-    products = torch.bmm(weight_planes, feature_planes.transpose(1, 2))
+    spectra = _planes(features, batch) if not keep else feature_planes
+    transforms.run("analyse_features", features, spectra, batch, channels)
+    products = features.new_empty(len(spectra), filters, batch)
+    for rows in [slice(0, filters)] if keep else _blocks(filters, spectra):
+        count = rows.stop - rows.start
+        block = weight_planes if keep else _planes(features, count)
+        transforms.run("analyse_weights", weight[rows], block, count, channels)
+        torch.bmm(block, spectra.transpose(1, 2), out=products[:, rows])
     transforms.run("synthesise_products", products, maps, batch * filters)
     if bias is not None:
         maps += bias[:, None]
@@ -117,16 +128,28 @@ def convolve_planes(
 
 @convolve_planes.register_fake
 def _outputs(
-    features: Tensor, weight: Tensor, bias: Tensor | None
+    features: Tensor, weight: Tensor, bias: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, size, _, channels = features.shape
-    side, filters = size // STRIDE, len(weight)
-    extent, planes = side - TAPS + 1, planes_of(side)
-    return (
-        weight.new_empty(extent, extent, filters, batch),
-        features.new_empty(planes, batch, PHASES * channels),
-        features.new_empty(planes, filters, PHASES * channels),
-    )
+    batch, size, _, _ = features.shape
+    extent, filters = size // STRIDE - TAPS + 1, len(weight)
+    maps = weight.new_empty(extent, extent, filters, batch)
+    if not keep:
+        return maps, features.new_empty(0), features.new_empty(0)
+    return maps, _planes(features, batch), _planes(features, filters)
+
+
+def _planes(features: Tensor, rows: int) -> Tensor:
+    """Room for the planes of so many images or filters, `[K, rows, 4C]`."""
+    _, size, _, channels = features.shape
+    return features.new_empty(planes_of(size // STRIDE), rows, PHASES * channels)
+
+
+def _blocks(rows: int, planes: Tensor) -> Iterator[slice]:
+    """Slices of so many rows, each of whose planes, alike to `planes`, fit `SCRATCH_BYTES`."""
+    row_bytes = planes.shape[0] * planes.shape[2] * planes.element_size()
+    step = max(1, SCRATCH_BYTES // row_bytes)
+    for begin in range(0, rows, step):
+        yield slice(begin, min(begin + step, rows))
 
 
 @torch.library.custom_op(
@@ -152,16 +175,15 @@ def convolve_planes_backward(
     transforms = Transforms(gradient.shape[0] + TAPS - 1, feature_planes.dtype)
     products = feature_planes.new_empty(count, filters, batch)
     transforms.run("analyse_products", gradient, products, batch * filters)
-    # One block serves both: of such sizes a heap is soon full of holes.
-    scratch = feature_planes.new_empty(count * max(batch, filters) * phases)
     if wanted[0]:
-        planes = scratch[: feature_planes.numel()].view(feature_planes.shape)
-        torch.bmm(products.transpose(1, 2), weight_planes, out=planes)
-        transforms.run("synthesise_features", planes, of_features, batch, channels)
+        for rows in _blocks(batch, feature_planes):
+            planes = torch.bmm(products[:, :, rows].transpose(1, 2), weight_planes)
+            sizes = (planes.shape[1], channels)
+            transforms.run("synthesise_features", planes, of_features[rows], *sizes)
     if wanted[1]:
-        planes = scratch[: weight_planes.numel()].view(weight_planes.shape)
-        torch.bmm(products, feature_planes, out=planes)
-        transforms.run("synthesise_weights", planes, of_weight, filters, channels)
+        for rows in _blocks(filters, weight_planes):
+            planes = torch.bmm(products[:, rows], feature_planes)
+            transforms.run("synthesise_weights", planes, of_weight[rows], planes.shape[1], channels)
     if wanted[2]:
         torch.sum(gradient.flatten(end_dim=1).sum(dim=0), dim=1, out=of_bias)
     return of_features, of_weight, of_bias
@@ -189,10 +211,11 @@ def _keep_planes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return None, None, None
-    wanted = list(ctx.needs_input_grad)
+        return (None,) * 4
+    wanted = list(ctx.needs_input_grad[:3])
     found = convolve_planes_backward(gradient, *ctx.saved_tensors, wanted)
-    return tuple(each if want else None for each, want in zip(found, wanted, strict=True))
+    given = [each if want else None for each, want in zip(found, wanted, strict=True)]
+    return (*given, None)
 
 
 convolve_planes.register_autograd(_backward, setup_context=_keep_planes)

@@ -114,6 +114,27 @@ def test_features_may_lie_in_any_order() -> None:
 
 
 @needs_compiler
+def test_blocks_change_no_more_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, features = primary(32, 48), torch.rand(37, 32, 20, 20)
+    gradient = torch.randn(37, 48, 6, 6)
+    expected = run(layer, features, gradient)
+    row_bytes = frequency.planes_of(10) * 4 * 32 * 4
+    for scratch in (1, 5 * row_bytes):  # a row at a time; and blocks of which the last is smaller
+        monkeypatch.setattr(frequency, "SCRATCH_BYTES", scratch)
+        for found, wanted in zip(run(layer, features, gradient), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(features), expected.maps, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
+    features, weight = torch.rand(16, 20, 20, 16), torch.randn(16, 16, 9, 9)
+    _, *planes = frequency.convolve_planes(features, weight, None, False)
+    assert all(kept.numel() == 0 for kept in planes)
+
+
+@needs_compiler
 def test_two_ways_forward_before_one_back() -> None:
     layer = primary()
     first, second = torch.rand(2, 16, 32, 20, 20).unbind()
@@ -149,10 +170,13 @@ def test_the_operators_keep_torchs_rules(dtype: torch.dtype) -> None:
     features = torch.rand(2, 20, 20, 16).to(dtype).requires_grad_()
     weight = torch.randn(16, 16, 9, 9, requires_grad=True)
     bias = torch.randn(16, requires_grad=True)
-    torch.library.opcheck(frequency.convolve_planes, (features, weight, bias))
-    torch.library.opcheck(frequency.convolve_planes, (features, weight, None))
+    torch.library.opcheck(frequency.convolve_planes, (features, weight, bias, True))
+    plain = (features.detach(), weight.detach(), None, False)
+    torch.library.opcheck(frequency.convolve_planes, plain)
     with torch.no_grad():
-        maps, feature_planes, weight_planes = frequency.convolve_planes(features, weight, bias)
+        maps, feature_planes, weight_planes = frequency.convolve_planes(
+            features, weight, bias, True
+        )
     arguments = (torch.randn_like(maps), feature_planes, weight_planes, [True, True, True])
     torch.library.opcheck(frequency.convolve_planes_backward, arguments)
 
@@ -165,7 +189,7 @@ def test_threads_do_not_change_the_transforms() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(frequency.convolve_planes(features, weight, None)[1:])
+            found.append(frequency.convolve_planes(features, weight, None, True)[1:])
     finally:
         torch.set_num_threads(before)
     for planes in found[1:]:
