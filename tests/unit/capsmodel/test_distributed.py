@@ -144,6 +144,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process_does(
     train_on_ranks: Callable[..., list[Story]], name: str
 ) -> None:
@@ -156,6 +157,7 @@ def test_two_ranks_train_as_one_process_does(
     assert_same_bits(second.state, first.state)
 
 
+@pytest.mark.slow
 def test_three_ranks_train_as_one_process_does(train_on_ranks: Callable[..., list[Story]]) -> None:
     """Shares of 27, 26 and 26 images, then of 1, 0 and 0."""
     config = make_config(batch_size=79)

@@ -489,6 +489,7 @@ def test_scratch_memory_that_cannot_be_had_is_an_error(monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of this family")
 @pytest.mark.parametrize(("processor", "lanes"), [("x86-64-v3", 8), ("x86-64", 4)])
+@pytest.mark.slow
 def test_processors_with_narrower_vectors_compute_the_same(
     processor: str, lanes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

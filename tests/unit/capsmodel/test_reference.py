@@ -384,6 +384,7 @@ def test_the_presets_images_in_fp32(pixels) -> None:
 
 
 @pytest.mark.parametrize("pixels", PRESETS_PIXELS)
+@pytest.mark.slow
 def test_the_presets_images_in_bf16(pixels) -> None:
     """Of the sums of two draws' errors; without the decoder, whose few values vary a lot."""
     net = CapsNetConfig(
@@ -431,6 +432,7 @@ def test_the_cnn_in_bf16(targets) -> None:
     check_bf16(draw_case(net, LOSSES[1], ROUNDED_BATCH))
 
 
+@pytest.mark.slow
 def test_capsules_in_bf16_would_be_noticed(monkeypatch) -> None:
     """Four draws in ten then break the bound, so that thirty in a row do not all keep it.
 

@@ -290,6 +290,7 @@ def _add_many(url: str, count: int) -> None:
         store.add(PRESETS["demo"])
 
 
+@pytest.mark.slow
 def test_four_processes_migrate_and_add_at_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'new' / 'queue.db'}"
     context = multiprocessing.get_context("spawn")

@@ -125,6 +125,7 @@ def names(paths: Sequence[Path]) -> set[str]:
     return {path.name for path in paths}
 
 
+@pytest.mark.slow
 def test_all_reports_of_a_search_are_written(tmp_path: Path) -> None:
     spec = search(trials=12)
     written = make_reports(spec, twelve(spec), tmp_path / "new")
