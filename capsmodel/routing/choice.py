@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from capsmodel.kernels import chosen_kernels
+from capsmodel.precision import full_precision
 from capsmodel.routing.fused import can_fuse, fused_routing
 from capsmodel.routing.trace import RoutingTrace
 from capsmodel.routing.triton_routing import triton_routing, triton_usable
@@ -37,3 +38,22 @@ def routing_kernel(
     if triton_usable(capsules, weight):
         return triton_routing
     return None
+
+
+def route_by_kernel(
+    capsules: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    trace: RoutingTrace | None,
+    *,
+    iterations: int,
+    leaky: bool = False,
+    detach: bool = False,
+) -> Tensor | None:
+    """Poses in the dtype of `weight` whatever autocast says; None where no kernel applies."""
+    with full_precision(capsules.device):
+        capsules = capsules.to(weight.dtype)
+        kernel = routing_kernel(capsules, weight, trace)
+        if kernel is None:
+            return None
+        return kernel(capsules, weight, bias, iterations=iterations, leaky=leaky, detach=detach)

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from capsmodel.config import DynamicRoutingConfig
 from capsmodel.functional import squash
-from capsmodel.precision import full_precision
 from capsmodel.routing import Routing, VoteShape, equal_sum, weighted_sum
-from capsmodel.routing.choice import routing_kernel
+from capsmodel.routing.choice import route_by_kernel
 from capsmodel.routing.trace import RoutingTrace
 
 
@@ -32,19 +31,16 @@ class DynamicRouting(Routing):
         trace: RoutingTrace | None = None,
     ) -> Tensor:
         """Poses `[B, J, D]` from capsules `[B, I, P]`, by a kernel where one applies."""
-        with full_precision(capsules.device):
-            capsules = capsules.to(weight.dtype)
-            kernel = routing_kernel(capsules, weight, trace)
-            if kernel is None:
-                return super().route(capsules, weight, bias, trace)
-            return kernel(
-                capsules,
-                weight,
-                bias,
-                iterations=self.iterations,
-                leaky=self.leaky,
-                detach=self.detach,
-            )
+        poses = route_by_kernel(
+            capsules,
+            weight,
+            bias,
+            trace,
+            iterations=self.iterations,
+            leaky=self.leaky,
+            detach=self.detach,
+        )
+        return super().route(capsules, weight, bias, trace) if poses is None else poses
 
     def forward(
         self, votes: Tensor, bias: Tensor | None = None, trace: RoutingTrace | None = None

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from capsmodel.functional import squash
-from capsmodel.precision import full_precision
 from capsmodel.routing import Routing, equal_sum
-from capsmodel.routing.choice import routing_kernel
+from capsmodel.routing.choice import route_by_kernel
 from capsmodel.routing.trace import RoutingTrace
 
 
@@ -21,12 +20,14 @@ class UniformRouting(Routing):
         trace: RoutingTrace | None = None,
     ) -> Tensor:
         """Poses `[B, J, D]` from capsules `[B, I, P]`, by a kernel where one applies."""
-        with full_precision(capsules.device):
-            capsules = capsules.to(weight.dtype)
-            kernel = routing_kernel(capsules, weight, trace)
-            if kernel is None:
-                return super().route(capsules, weight, bias, trace)
-            return kernel(capsules, weight, bias, iterations=1)
+        poses = route_by_kernel(
+            capsules,
+            weight,
+            bias,
+            trace,
+            iterations=1,
+        )
+        return super().route(capsules, weight, bias, trace) if poses is None else poses
 
     def forward(
         self, votes: Tensor, bias: Tensor | None = None, trace: RoutingTrace | None = None

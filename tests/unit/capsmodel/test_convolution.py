@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,15 +12,14 @@ from torch.nn import functional
 
 from capsmodel.convolution import Convolution, frequency, unfolded
 from capsmodel.kernels import force_kernels
+from support.compiler import HAS_COMPILER
 
 SEED = int(os.environ.get("CAPS_TEST_SEED") or secrets.randbits(31))
 FP32_ERROR = 3e-6
 BF16_RATIO = 1.7
 """The frequency route rounds spectra where the direct one rounds values: its errors may be so many
 times as large (20 draws gave 1.3 to 1.55)."""
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="there is no C++ compiler"
-)
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Squash and order of the primary capsules, by the kernel and by PyTorch's operations."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -11,8 +10,7 @@ from capsmodel import primary_capsules
 from capsmodel.functional import squash
 from capsmodel.kernels import force_kernels
 from capsmodel.primary_capsules import maps_to_capsules
-
-HAS_COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))
+from support.compiler import HAS_COMPILER
 
 
 @pytest.fixture(autouse=True, params=["native", "torch"])

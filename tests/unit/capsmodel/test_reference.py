@@ -6,7 +6,6 @@ Every run draws images and weights anew; a failure names the seed, and CAPS_TEST
 import math
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -39,6 +38,7 @@ from capsmodel.precision import Precision, mixed_precision
 from capsmodel.routing import VoteShape, build_routing
 from capsmodel.routing.trace import RoutingTrace
 from support import reference
+from support.compiler import HAS_COMPILER
 
 SEED = int(os.environ.get("CAPS_TEST_SEED") or secrets.randbits(31))
 Settings = TypeVar("Settings", bound=ModelConfig)
@@ -152,9 +152,6 @@ class Results(NamedTuple):
     outputs: dict[str, Tensor]
     losses: dict[str, Tensor]
     gradients: dict[str, Tensor]
-
-
-HAS_COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))
 
 
 @pytest.fixture(autouse=True, params=["native", "torch"])
@@ -438,7 +435,7 @@ def test_capsules_in_bf16_would_be_noticed(monkeypatch) -> None:
 
     With PyTorch's own operations: the compiled kernels know fp32 alone.
     """
-    for module in ("capsmodel.layers", "capsmodel.routing", "capsmodel.routing.dynamic"):
+    for module in ("capsmodel.layers", "capsmodel.routing"):
         monkeypatch.setattr(f"{module}.full_precision", lambda device: nullcontext())
     net = changed(SMALL_NET, **ROUNDED_NET, routing=THREE_PASSES)
 
