@@ -10,7 +10,10 @@ export CAPS_BASE_IMAGES ?= $(abspath $(wildcard ../shared/tools/stand-in-images)
 SCRIPTS := deploy/smoke_checks.py deploy/container/requirements.py \
 	$(addprefix deploy/container/caps-,await healthy ray secrets)
 
-.PHONY: help setup run test test-fast test-all chaos smoke lint format bench bench-gpu bench-start bench-search bench-queue bench-scaling clean
+# Tests that start whole stacks, one after the other; the others are shared by several processes.
+WHOLE_MACHINE := e2e chaos compose
+
+.PHONY: help setup run test test-fast test-all chaos smoke lint format bench bench-gpu bench-service bench-start bench-search bench-queue bench-scaling clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,13 +28,15 @@ run: $(READY) ## Start the stack, train on real digits, show where to look (KEEP
 	@$(BIN)/capsctl demo $(if $(filter 1,$(KEEP)),--keep)
 
 test: $(READY) lint ## Everything but what is marked long
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -m "not long" $(addprefix --ignore tests/,$(WHOLE_MACHINE))
+	$(BIN)/pytest -m "not long" -n 0 $(addprefix tests/,$(WHOLE_MACHINE))
 
 test-fast: $(READY) ## Only what needs neither Ray nor MLflow
 	$(BIN)/pytest -m "not slow"
 
 test-all: $(READY) lint ## Everything, also what takes long
-	$(BIN)/pytest
+	$(BIN)/pytest $(addprefix --ignore tests/,$(WHOLE_MACHINE))
+	$(BIN)/pytest -n 0 $(addprefix tests/,$(WHOLE_MACHINE))
 
 smoke: ## Build the images, bring docker-compose.yml up, train and search in it, take it down
 	@deploy/smoke.sh
@@ -55,6 +60,9 @@ bench: $(READY) ## Speed and memory on the CPU beside a textbook CapsNet, parts,
 
 bench-gpu: ## The same on a GPU; BENCH_PYTHON needs torch, numpy, pydantic, triton, no .venv
 	PYTHONPATH=. $(BENCH_PYTHON) -m benchmarks.throughput --device cuda
+
+bench-service: $(READY) ## A job's images/s beside the library's own (about 4 minutes)
+	$(BIN)/python -m benchmarks.service_speed
 
 bench-start: $(READY) ## From submit to the first training step, beside a bare TorchTrainer job
 	$(BIN)/python -m benchmarks.start_latency

@@ -17,13 +17,40 @@ from service.queue.store import Store
 from service.settings import Settings
 from support import postgres
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MOST_PROCESSES = 4
+"""Each holds a torch, and may start a database or an MLflow server."""
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, which reads it then
+    processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // processes)))
+
+REPOSITORY = Path(__file__).parents[1]
+TESTS = REPOSITORY / "tests"
+LIBRARY = TESTS / "unit" / "capsmodel"
+WHOLE_MACHINE = ("e2e", "chaos", "compose")
+"""Folders whose tests start whole stacks: one after the other."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes that share the tests, unless `-n` says another number."""
+    return min(CORES, MOST_PROCESSES)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever is long is slow as well, so that `-m "not slow"` leaves it out."""
+    """Whatever is long is slow as well, so that `-m "not slow"` leaves it out.
+
+    A file's tests stay in one process, since they share servers; those of the library, which share
+    nothing, go where there is time.
+    """
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.slow)
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in WHOLE_MACHINE:
+            item.add_marker(pytest.mark.xdist_group("whole machine"))
+        elif LIBRARY not in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def free_port() -> int:
@@ -31,9 +58,6 @@ def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ SHORT: list[list[Kind]] = [["control plane", "worker", "together"], ["head"]]
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+@pytest.mark.long
 def test_four_kills_lose_nothing() -> None:
     storm = Storm("sqlite", secrets.randbelow(10**6), say)
     verdict = storm.run_short(SHORT)

@@ -8,7 +8,9 @@ import torch
 
 from capsmodel.config import CapsNetConfig, Mnist5kConfig, TrainingConfig
 from capsmodel.datasets import Dataset
+from capsmodel.kernels import force_kernels
 from support.nets import TINY_NET
+from support.seed import SEED
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +20,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fresh_seed() -> Iterator[None]:
+    """Numbers drawn from the run's seed, and kernels wherever they can be had."""
+    torch.manual_seed(SEED)
+    with force_kernels("auto"):
+        yield
 
 
 @pytest.fixture

@@ -56,7 +56,14 @@ class TestIdx:
         assert decompress(gzip.compress(b"digits"), "file.gz") == b"digits"
 
     @pytest.mark.parametrize(
-        "content", [b"no gzip", gzip.compress(b"digits")[:-9], gzip.compress(b"digits")[:-1] + b"x"]
+        "content",
+        [
+            pytest.param(b"no gzip", id="no gzip"),
+            # A name each: the bytes hold the second they were made in, and the processes that
+            # share the tests must all give them the same names.
+            pytest.param(gzip.compress(b"digits")[:-9], id="cut off"),
+            pytest.param(gzip.compress(b"digits")[:-1] + b"x", id="a wrong byte"),
+        ],
     )
     def test_refuses_damaged_gzip_files(self, content) -> None:
         with pytest.raises(DataCorruptError, match=r"file\.gz is no whole gzip file"):

@@ -98,7 +98,10 @@ class Real:
             'while [ ! -e "$end" ]; do sleep 0.1; done; exit "$(cat "$end")"\n'
         )
         python.chmod(python.stat().st_mode | stat.S_IXUSR)
-        self.service = services(home, stack_state.fresh(None), cpus=4, gpus=0)[0]
+        # Not the usual ports: a test beside this one may be about to take them.
+        ports = {name: stack_state.free_port() for name in stack_state.PREFERRED_PORTS}
+        state = stack_state.fresh(stack_state.StackState(stack_id="real", ports=ports))
+        self.service = services(home, state, cpus=4, gpus=0)[0]
         self.environment = self.service.environment | {"CAPS_PYTHON": str(python)}
         self._start()
         token = stack_state.token_path(home).read_text()
