@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from capsmodel.functional import squash
-from capsmodel.kernels import native_library
+from capsmodel.kernels import has_kernels, loaded_library, refuse_second_derivative
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -27,7 +27,7 @@ def maps_to_capsules(maps: Tensor, dim: int) -> Tensor:
         Capsules `[B, T*n*m, P]` of the dtype of `maps`.
     """
     plain = maps.device.type == "cpu" and maps.dtype == torch.float32 and maps.numel() > 0
-    if plain and native_library("primary") is not None:
+    if plain and has_kernels("primary"):
         capsules: Tensor = arrange(maps.permute(2, 3, 1, 0).contiguous(), dim)
         return capsules.permute(2, 0, 1)
     batch, channels, rows, columns = maps.shape
@@ -37,7 +37,13 @@ def maps_to_capsules(maps: Tensor, dim: int) -> Tensor:
 
 @torch.library.custom_op("capsmodel::primary_capsules", mutates_args=(), device_types="cpu")
 def arrange(maps: Tensor, dim: int) -> Tensor:
-    """Capsules `[T*n*m, P, B]` from contiguous maps `[n, m, T*P, B]`, both fp32."""
+    """Capsules `[T*n*m, P, B]` from maps `[n, m, T*P, B]`, both fp32."""
+    if maps.dim() != 4 or maps.dtype != torch.float32 or maps.shape[2] % dim:
+        raise ValueError(
+            f"maps are {list(maps.shape)} of {maps.dtype}, expected [n, m, T*{dim}, B] of "
+            "torch.float32"
+        )
+    maps = maps.contiguous()
     capsules: Tensor = _empty_capsules(maps, dim)
     _library().primary_forward(maps.data_ptr(), capsules.data_ptr(), *_sizes(maps, dim))
     return capsules
@@ -54,6 +60,7 @@ def _empty_capsules(maps: Tensor, dim: int) -> Tensor:
 )
 def arrange_backward(maps: Tensor, gradient: Tensor) -> Tensor:
     """Gradient of the maps from that of the capsules `[T*n*m, P, B]`."""
+    maps = maps.contiguous()
     result = torch.empty_like(maps)
     sizes = _sizes(maps, gradient.shape[1])
     given = gradient.contiguous()
@@ -75,6 +82,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
 
 
 arrange.register_autograd(_backward, setup_context=_keep_maps)
+arrange_backward.register_autograd(refuse_second_derivative("the primary capsules' kernel"))
 
 
 def _sizes(maps: Tensor, dim: int) -> tuple[int, int, int, int, int]:
@@ -84,8 +92,7 @@ def _sizes(maps: Tensor, dim: int) -> tuple[int, int, int, int, int]:
 
 
 def _library() -> ctypes.CDLL:
-    library = native_library("primary")
-    assert library is not None, "taken only where there are kernels"
+    library = loaded_library("primary")
     sizes = [_LONG, _LONG, _LONG, _LONG, _INT]
     library.primary_forward.argtypes = [_POINTER, _POINTER, *sizes]
     library.primary_backward.argtypes = [_POINTER, _POINTER, _POINTER, *sizes]

@@ -13,70 +13,74 @@ Shape letters: B batch, C channels in, F channels out, N side of a phase, n rows
 the result, K planes: the real numbers by which a spectrum is kept.
 """
 
-import ctypes
-from collections.abc import Iterator
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from capsmodel.kernels import native_library
+from capsmodel.convolution.transforms import (
+    KERNEL,
+    LANES,
+    PHASES,
+    SIDES,
+    STRIDE,
+    TAPS,
+    Transforms,
+    planes_shape,
+)
+from capsmodel.kernels import has_kernels, refuse_second_derivative
 
 if TYPE_CHECKING:
     from capsmodel.convolution import Convolution
 
-KERNEL = 9
-"""Side of the kernel."""
-STRIDE = 2
-TAPS = 5
-"""Side of a phase of the kernel."""
-PHASES = 4
-SIDES = (10, 14, 16)
-"""Sides of a phase for which there are kernels: images of 28, 36 and 40 pixels after a first
-convolution of 9x9."""
-LANES = 16
-"""Channels must come in multiples of it."""
 SCRATCH_BYTES = 96 << 20
 """Planes that only one call needs are made in blocks up to this size, of at least one row."""
 SMALLEST_BATCH = 16
-"""The weights are transformed at every call, which smaller batches do not make up for."""
+"""A way forward with gradients transforms the weights, which smaller batches do not make up for."""
 
 
-def planes_of(side: int) -> int:
-    """Real planes K of a spectrum: 4 real frequencies, three planes for each complex one."""
-    return 4 + 3 * (side * side - 4) // 2
-
-
-def applies(layer: "Convolution", features: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the route computes this layer: its shapes fit, and there are kernels."""
-    filters, channels = layer.weight.shape[:2]
+def applies(layer: "Convolution", features: Tensor) -> bool:
+    """Whether the route computes this layer, of features on a CPU that fit it."""
     side, odd = divmod(features.shape[-1], STRIDE)
     return (
-        features.device.type == "cpu"
-        and dtype in (torch.float32, torch.bfloat16)
-        and layer.weight.dtype == torch.float32
-        and layer.kernel_size == (KERNEL, KERNEL)
+        layer.kernel_size == (KERNEL, KERNEL)
         and layer.stride == (STRIDE, STRIDE)
         and layer.padding == (0, 0)
-        and layer.dilation == (1, 1)
-        and layer.groups == 1
         and features.shape[-2] == features.shape[-1]
         and side in SIDES
         and not odd
-        and filters % LANES == channels % LANES == 0
+        and layer.out_channels % LANES == layer.in_channels % LANES == 0
         and len(features) >= SMALLEST_BATCH
-        and native_library("frequency", SIDE=side) is not None
+        and has_kernels("frequency", SIDE=side)
     )
 
 
 def convolve(layer: "Convolution", features: Tensor, dtype: torch.dtype) -> Tensor:
     """`layer` of features `[B, C, 2N, 2N]`: fp32 `[B, F, n, n]`, the batch last in memory."""
-    maps = frequency_convolution(features, layer.weight, layer.bias, dtype)
+    side, planes = features.shape[-1] // STRIDE, None
+    if torch.is_grad_enabled():
+        layer.spectra.drop()
+    elif _keeps(layer.weight, side, dtype):
+        planes = layer.spectra.of(layer.weight, Transforms(side, dtype))
+    maps = frequency_convolution(features, layer.weight, layer.bias, dtype, planes)
     return maps.relu() if layer.relu else maps
 
 
+def _keeps(weight: Tensor, side: int, dtype: torch.dtype) -> bool:
+    """Whether a layer keeps its spectra: one call needs the room, too, and no compiler looks on."""
+    filters, channels = weight.shape[:2]
+    size = math.prod(planes_shape(side, filters, channels)) * dtype.itemsize
+    real = type(weight) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+    return real and size <= SCRATCH_BYTES
+
+
 def frequency_convolution(
-    features: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    weight_planes: Tensor | None = None,
 ) -> Tensor:
     """Convolve without padding, in the frequency domain.
 
@@ -85,6 +89,7 @@ def frequency_convolution(
         weight: `[F, C, 9, 9]`, fp32.
         bias: `[F]`, fp32.
         dtype: Of the products' operands and results, fp32 or bf16; features are cast to it.
+        weight_planes: Those of the weight, where they are known and no gradient is wanted.
 
     Returns:
         fp32 `[B, F, n, n]` with n = N - 4, the batch last in memory.
@@ -92,13 +97,17 @@ def frequency_convolution(
     given = [features, weight] if bias is None else [features, weight, bias]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     channels_last = features.to(dtype).permute(0, 2, 3, 1).contiguous()
-    maps: Tensor = convolve_planes(channels_last, weight, bias, keep)[0]
+    maps: Tensor = convolve_planes(channels_last, weight, bias, keep, weight_planes)[0]
     return maps.permute(3, 2, 0, 1)
 
 
 @torch.library.custom_op("capsmodel::frequency_convolution", mutates_args=(), device_types="cpu")
 def convolve_planes(
-    features: Tensor, weight: Tensor, bias: Tensor | None, keep: bool
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    keep: bool,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Maps `[n, n, F, B]`, planes of features `[K, B, 4C]` and of weights `[K, F, 4C]`.
 
@@ -107,28 +116,69 @@ def convolve_planes(
         weight: `[F, C, 9, 9]`, fp32.
         bias: `[F]`, fp32.
         keep: Whether a gradient will need the planes, which else come out empty.
+        known: The planes of the weights; for where `keep` is false.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not fit.
     """
-    maps, feature_planes, weight_planes = _outputs(features, weight, bias, keep)
+    _check(features, weight, bias)
+    maps, feature_planes, weight_planes = _outputs(features, weight, bias, keep, known)
     features, weight = features.contiguous(), weight.contiguous()
     batch, size, _, channels = features.shape
     filters, transforms = len(weight), Transforms(size // STRIDE, features.dtype)
-    spectra = _planes(features, batch) if not keep else feature_planes
+    spectra = feature_planes if keep else _planes(features, batch)
     transforms.run("analyse_features", features, spectra, batch, channels)
     products = features.new_empty(len(spectra), filters, batch)
-    for rows in [slice(0, filters)] if keep else _blocks(filters, spectra):
-        count = rows.stop - rows.start
-        block = weight_planes if keep else _planes(features, count)
-        transforms.run("analyse_weights", weight[rows], block, count, channels)
-        torch.bmm(block, spectra.transpose(1, 2), out=products[:, rows])
+    if known is not None:
+        torch.bmm(known, spectra.transpose(1, 2), out=products)
+    else:
+        blocks = [slice(0, filters)] if keep else _blocks(filters, spectra)
+        room = weight_planes if keep else _planes(features, blocks[0].stop)
+        for rows in blocks:
+            block = _first_rows(room, rows.stop - rows.start)
+            transforms.run("analyse_weights", weight[rows], block, block.shape[1], channels)
+            torch.bmm(block, spectra.transpose(1, 2), out=products[:, rows])
     transforms.run("synthesise_products", products, maps, batch * filters)
     if bias is not None:
         maps += bias[:, None]
     return maps, feature_planes, weight_planes
 
 
+def _check(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse what the kernels cannot read: they check nothing themselves."""
+    fits = (
+        features.dim() == 4
+        and features.numel() > 0
+        and features.shape[1:3] in [(STRIDE * side, STRIDE * side) for side in SIDES]
+        and features.shape[3] % LANES == 0
+        and weight.shape[1:] == (features.shape[3], KERNEL, KERNEL)
+        and len(weight) % LANES == 0 < len(weight)
+        and (bias is None or bias.shape == (len(weight),))
+    )
+    kinds = {
+        "features": features.dtype in (torch.float32, torch.bfloat16),
+        "weight": weight.dtype == torch.float32 and weight.is_cpu,
+        "bias": bias is None or (bias.dtype == torch.float32 and bias.is_cpu),
+    }
+    if not fits or not all(kinds.values()):
+        told = ", ".join(
+            f"{name} {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+            for name, tensor in (("features", features), ("weight", weight), ("bias", bias))
+            if tensor is not None
+        )
+        raise ValueError(
+            f"{told}; expected features [B, 2N, 2N, C] with N in {SIDES}, fp32 or bf16, weight "
+            f"[F, C, 9, 9] and bias [F] of fp32, C and F multiples of {LANES}, all on the CPU"
+        )
+
+
 @convolve_planes.register_fake
 def _outputs(
-    features: Tensor, weight: Tensor, bias: Tensor | None, keep: bool
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    keep: bool,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, size, _, _ = features.shape
     extent, filters = size // STRIDE - TAPS + 1, len(weight)
@@ -141,15 +191,24 @@ def _outputs(
 def _planes(features: Tensor, rows: int) -> Tensor:
     """Room for the planes of so many images or filters, `[K, rows, 4C]`."""
     _, size, _, channels = features.shape
-    return features.new_empty(planes_of(size // STRIDE), rows, PHASES * channels)
+    return features.new_empty(planes_shape(size // STRIDE, rows, channels))
 
 
-def _blocks(rows: int, planes: Tensor) -> Iterator[slice]:
-    """Slices of so many rows, each of whose planes, alike to `planes`, fit `SCRATCH_BYTES`."""
+def _first_rows(room: Tensor, rows: int) -> Tensor:
+    """Contiguous planes `[K, rows, 4C]` in the memory of those of at least as many rows."""
+    count, _, size = room.shape
+    return room.flatten()[: count * rows * size].view(count, rows, size)
+
+
+def _blocks(rows: int, planes: Tensor) -> list[slice]:
+    """Slices of so many rows, as even as can be and the first the largest.
+
+    The planes of each, alike to `planes`, fit `SCRATCH_BYTES`.
+    """
     row_bytes = planes.shape[0] * planes.shape[2] * planes.element_size()
-    step = max(1, SCRATCH_BYTES // row_bytes)
-    for begin in range(0, rows, step):
-        yield slice(begin, min(begin + step, rows))
+    count = math.ceil(rows / max(1, SCRATCH_BYTES // row_bytes))
+    step = math.ceil(rows / count)
+    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
 @torch.library.custom_op(
@@ -211,29 +270,12 @@ def _keep_planes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if gradient is None:
-        return (None,) * 4
+        return (None,) * 5
     wanted = list(ctx.needs_input_grad[:3])
     found = convolve_planes_backward(gradient, *ctx.saved_tensors, wanted)
     given = [each if want else None for each, want in zip(found, wanted, strict=True)]
-    return (*given, None)
+    return (*given, None, None)
 
 
 convolve_planes.register_autograd(_backward, setup_context=_keep_planes)
-
-
-class Transforms:
-    """The compiled transforms for one side of the phases and one dtype of the planes."""
-
-    def __init__(self, side: int, dtype: torch.dtype) -> None:
-        library = native_library("frequency", SIDE=side)
-        assert library is not None, "the route is taken only where there are kernels"
-        self.library = library
-        self.suffix = "bf16" if dtype == torch.bfloat16 else "fp32"
-
-    def run(self, name: str, source: Tensor, target: Tensor, *sizes: int) -> None:
-        """Fill `target` from `source`, both contiguous; `sizes` as in `frequency.cpp`."""
-        function = getattr(self.library, f"{name}_{self.suffix}")
-        function.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * len(sizes) + [ctypes.c_int]
-        status = function(source.data_ptr(), target.data_ptr(), *sizes, torch.get_num_threads())
-        if status != 0:
-            raise MemoryError(f"{name} of {sizes} could not get its scratch memory")
+convolve_planes_backward.register_autograd(refuse_second_derivative("the frequency route"))

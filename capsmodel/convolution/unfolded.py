@@ -1,36 +1,36 @@
 """The unfolded route: a convolution of few channels as one matrix product over patches, on a CPU.
 
 Every patch of the image becomes a row (im2col). With one or three channels a row is short, and the
-product twice as fast as PyTorch's convolution; the result lies channels last.
+product twice as fast as PyTorch's convolution; the result lies channels last. Products go in
+blocks of patches that caches hold, so that the ReLU and its gradient cost no pass of their own.
 """
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from capsmodel.kernels import refuse_second_derivative
 
 if TYPE_CHECKING:
     from capsmodel.convolution import Convolution
 
 LARGEST_PATCH = 256
 """Values of a patch: more would take more memory than the speed is worth."""
+BLOCK_BYTES = 4 << 20
+"""Results of a block of patches."""
 
 
-def applies(layer: "Convolution", images: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the route computes this layer: the images get no gradient, patches are small."""
+def applies(layer: "Convolution", images: Tensor) -> bool:
+    """Whether the route computes this layer, of images on a CPU that fit it.
+
+    Patches must be small, and the images get no gradient.
+    """
     patch = layer.in_channels * math.prod(layer.kernel_size)
-    plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    return (
-        images.device.type == "cpu"
-        and dtype in (torch.float32, torch.bfloat16)
-        and layer.weight.dtype == torch.float32
-        and plain
-        and not isinstance(layer.padding, str)
-        and patch <= LARGEST_PATCH
-        and not images.requires_grad
-    )
+    return patch <= LARGEST_PATCH and not images.requires_grad
 
 
 def convolve(layer: "Convolution", images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -39,10 +39,9 @@ def convolve(layer: "Convolution", images: Tensor, dtype: torch.dtype) -> Tensor
     weight = layer.weight.flatten(start_dim=1)
     if layer.bias is not None:  # a weight of the patches' 1: its gradient needs no sum of its own
         weight = torch.cat([weight, layer.bias.unsqueeze(1)], dim=1)
-    maps = patches.flatten(end_dim=2) @ weight.T.to(dtype).contiguous()
-    if layer.relu:
-        maps.relu_()  # a product's gradient does not ask for its result
-    return maps.view(*patches.shape[:3], -1).permute(0, 3, 1, 2)
+    maps = multiply_patches(patches.flatten(end_dim=2), weight.T.to(dtype).contiguous(), layer.relu)
+    shaped: Tensor = maps.view(*patches.shape[:3], -1)
+    return shaped.permute(0, 3, 1, 2)
 
 
 def unfold(images: Tensor, layer: "Convolution") -> Tensor:
@@ -62,3 +61,54 @@ def unfold(images: Tensor, layer: "Convolution") -> Tensor:
     inner = patches[..., :size].view(batch, rows, columns, channels, height, width)
     inner.copy_(windows.permute(0, 2, 3, 1, 4, 5))
     return patches
+
+
+@torch.library.custom_op("capsmodel::patch_product", mutates_args=(), device_types="cpu")
+def multiply_patches(patches: Tensor, weight: Tensor, relu: bool) -> Tensor:
+    """Results `[N, F]` of patches `[N, P]`, which get no gradient, and weight `[P, F]`."""
+    maps: Tensor = _empty_maps(patches, weight, relu)
+    for rows in _blocks(maps):
+        block = torch.mm(patches[rows], weight, out=maps[rows])
+        if relu:
+            block.relu_()
+    return maps
+
+
+@multiply_patches.register_fake
+def _empty_maps(patches: Tensor, weight: Tensor, relu: bool) -> Tensor:
+    return patches.new_empty(len(patches), weight.shape[1])
+
+
+@torch.library.custom_op("capsmodel::patch_product_backward", mutates_args=(), device_types="cpu")
+def multiply_patches_backward(gradient: Tensor, patches: Tensor, maps: Tensor | None) -> Tensor:
+    """Gradient of the weight from that of the results, and from the results if a ReLU made them."""
+    # Blocks are summed in fp32.
+    total = patches.new_zeros(patches.shape[1], gradient.shape[1], dtype=torch.float32)
+    for rows in _blocks(gradient):
+        block = gradient[rows]
+        if maps is not None:
+            block = torch.ops.aten.threshold_backward(block, maps[rows], 0)
+        total += patches[rows].T @ block
+    return total.to(patches.dtype)
+
+
+@multiply_patches_backward.register_fake
+def _(gradient: Tensor, patches: Tensor, maps: Tensor | None) -> Tensor:
+    return patches.new_empty(patches.shape[1], gradient.shape[1])
+
+
+def _blocks(maps: Tensor) -> Iterator[slice]:
+    step = max(1, BLOCK_BYTES // max(1, maps.shape[1] * maps.element_size()))
+    return (slice(begin, begin + step) for begin in range(0, len(maps), step))
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output if inputs[2] else None)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+    return None, multiply_patches_backward(gradient, *ctx.saved_tensors), None
+
+
+multiply_patches.register_autograd(_backward, setup_context=_keep)
+multiply_patches_backward.register_autograd(refuse_second_derivative("the unfolded route"))

@@ -10,9 +10,12 @@ import ctypes
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor
 
 from capsmodel.kernels.compiler import KernelError, load_library
 
@@ -55,28 +58,80 @@ def native_library(source: str, **constants: int) -> ctypes.CDLL | None:
     return None
 
 
+def loaded_library(source: str, **constants: int) -> ctypes.CDLL:
+    """Compiled kernels whatever the choice: a way back follows its way forward, made before.
+
+    Raises:
+        KernelError: The kernels cannot be made here.
+    """
+    found = _load_once(source, constants)
+    if isinstance(found, KernelError):
+        raise found
+    return found
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def own_operators() -> bool:
+    """Whether operators of the library's own may take part, which have first derivatives alone.
+
+    Not where PyTorch's are forced; nor under the transforms of `torch.func` and in forward mode,
+    which ask for rules that they have not. `torch.compile` asks once and takes it as settled.
+    """
+    return chosen_kernels() != "torch" and not _transformed()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_kernels(source: str, **constants: int) -> bool:
+    """Whether operators of our own may take part, and `native_library` finds their kernels."""
+    return native_library(source, **constants) is not None and own_operators()
+
+
+def refuse_second_derivative(operator: str) -> Callable[..., NoReturn]:
+    """The derivative of an operator that is itself one: what `register_autograd` is given."""
+
+    def refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
+        raise NotImplementedError(
+            f"{operator} has no gradient of its gradient; compute both with PyTorch's own "
+            "operations: CAPS_KERNELS=torch, or capsmodel.kernels.force_kernels('torch') around "
+            "the forward pass"
+        )
+
+    return refuse
+
+
+def _transformed() -> bool:
+    """Whether a transform of `torch.func` or forward mode is at work."""
+    transform = torch._C._functorch.peek_interpreter_stack()
+    return transform is not None or torch.autograd.forward_ad._current_level >= 0
+
+
 def chosen_kernels() -> Kernels:
     """What `force_kernels` or CAPS_KERNELS says."""
     if _forced is not None:
         return _forced
-    choice = os.environ.get(KERNELS_VARIABLE) or "auto"
-    for known in get_args(Kernels):
-        if choice == known:
-            return known  # type: ignore[no-any-return]
-    raise ValueError(
-        f"{KERNELS_VARIABLE} is {choice!r}, expected one of {', '.join(get_args(Kernels))}"
-    )
+    return _known(os.environ.get(KERNELS_VARIABLE) or "auto", KERNELS_VARIABLE)
 
 
 @contextmanager
 def force_kernels(choice: Kernels) -> Iterator[None]:
-    """Context in which `choice` counts, whatever CAPS_KERNELS says; for the whole process."""
+    """Context in which `choice` counts, whatever CAPS_KERNELS says; for the whole process.
+
+    Raises:
+        ValueError: The choice is none of `auto`, `native`, `torch`.
+    """
     global _forced
-    before, _forced = _forced, choice
+    before, _forced = _forced, _known(choice, "the choice of force_kernels")
     try:
         yield
     finally:
         _forced = before
+
+
+def _known(choice: str, name: str) -> Kernels:
+    for known in get_args(Kernels):
+        if choice == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"{name} is {choice!r}, expected one of {', '.join(get_args(Kernels))}")
 
 
 def _load_once(source: str, constants: dict[str, int]) -> ctypes.CDLL | KernelError:

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from capsmodel.kernels import chosen_kernels
+from capsmodel.kernels import own_operators
 from capsmodel.precision import full_precision
 from capsmodel.routing.fused import can_fuse, fused_routing
 from capsmodel.routing.trace import RoutingTrace
@@ -31,7 +31,7 @@ def routing_kernel(
     capsules: Tensor, weight: Tensor, trace: RoutingTrace | None
 ) -> RoutingKernel | None:
     """The kernel for capsules and weight; None where a trace is wanted, or none applies."""
-    if trace is not None or chosen_kernels() == "torch":
+    if trace is not None or not own_operators():
         return None
     if can_fuse(capsules, weight):
         return fused_routing

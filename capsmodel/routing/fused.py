@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capsmodel.kernels import native_library
+from capsmodel.kernels import has_kernels, loaded_library, refuse_second_derivative
 
 _OUT_OF_MEMORY = 1
 """What a kernel returns that could not get its scratch memory."""
@@ -72,7 +72,7 @@ def can_fuse(capsules: Tensor, weight: Tensor, trace: object | None = None) -> b
         and weight.dtype == torch.float32
         and capsules.numel() > 0
         and weight.numel() > 0
-        and native_library("routing") is not None
+        and has_kernels("routing")
     )
 
 
@@ -197,16 +197,8 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor 
     return (*found, None, None, None, None)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError(
-        "the fused routing has no gradient of its gradient; compute both with PyTorch's own "
-        "operations: CAPS_KERNELS=torch, or capsmodel.kernels.force_kernels('torch') around the "
-        "forward pass"
-    )
-
-
 dynamic_routing.register_autograd(_differentiate, setup_context=_remember)
-dynamic_routing_backward.register_autograd(_refuse)
+dynamic_routing_backward.register_autograd(refuse_second_derivative("the fused routing"))
 
 
 def check_arguments(capsules: Tensor, weight: Tensor, bias: Tensor | None, iterations: int) -> None:
@@ -248,9 +240,7 @@ def routing_lanes() -> int:
 
 
 def _library() -> ctypes.CDLL:
-    library = native_library("routing")
-    if library is None:
-        raise RuntimeError("fused_routing needs compiled kernels; can_fuse says whether there are")
+    library = loaded_library("routing")
     if not getattr(library, "routing_declared", False):
         _declare(library)
     return library

@@ -563,7 +563,54 @@ int analyse_products(const float* maps, Stored* planes, std::int64_t count, int 
   });
 }
 
+// ---------------------------------------------------------------------------------- fingerprint
+
+// In every step states that differ stay different. Products carry a bit to higher places, shifts to
+// lower ones: without the shifts the signs of two values could change together unseen.
+constexpr std::uint32_t WORD_FACTOR = 0x9E3779B1u;
+constexpr std::uint64_t STATE_FACTOR = 0x9E3779B97F4A7C15u;
+
+// Of the bits of `count` values, which are read once.
+std::uint64_t fingerprint_block(const float* values, std::int64_t count, std::uint64_t state) {
+  typedef std::uint32_t Words __attribute__((vector_size(LANES_BYTES)));
+  constexpr int CHAINS = 8;  // a product takes as many cycles as these take turns
+  Words chains[CHAINS] = {};
+  for (; count > 0; count -= CHAINS * LANES, values += CHAINS * LANES) {
+    Words words[CHAINS] = {};
+    const std::int64_t some = std::min<std::int64_t>(count, CHAINS * LANES);
+    if (some == CHAINS * LANES) {
+      std::memcpy(words, values, sizeof(words));
+    } else {
+      std::memcpy(words, values, some * sizeof(float));
+    }
+    for (int chain = 0; chain < CHAINS; chain++) {
+      chains[chain] = (chains[chain] ^ words[chain]) * WORD_FACTOR;
+      chains[chain] ^= chains[chain] >> 15;
+    }
+  }
+  for (const Words& chain : chains) {
+    for (int lane = 0; lane < LANES; lane++) {
+      state = (state ^ chain[lane]) * STATE_FACTOR;
+      state ^= state >> 32;
+    }
+  }
+  return state;
+}
+
 }  // namespace
+
+// 64 bits that any change of one value changes, and other changes but by a chance of 2^-32.
+extern "C" std::uint64_t fingerprint(const float* values, std::int64_t count, int threads) {
+  constexpr std::int64_t BLOCK = 1 << 15;
+  const std::int64_t blocks = (count + BLOCK - 1) / BLOCK;
+  std::uint64_t sum = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
+  for (std::int64_t block = 0; block < blocks; block++) {
+    const std::int64_t begin = block * BLOCK;
+    sum += fingerprint_block(values + begin, std::min(BLOCK, count - begin), block + 1);
+  }
+  return sum;
+}
 
 // What Python calls, for planes in fp32 and in bf16.
 #define TRANSFORMS(suffix, Stored)                                                                \

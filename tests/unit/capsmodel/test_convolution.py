@@ -1,8 +1,5 @@
 """The routes of a convolution against `conv2d` in float64, and which of them is taken."""
 
-import os
-import secrets
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -11,22 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from capsmodel.convolution import Convolution, frequency, unfolded
+from capsmodel.convolution.transforms import planes_of
 from capsmodel.kernels import force_kernels
-from support.compiler import HAS_COMPILER
+from support.compiler import needs_compiler
+from support.seed import SEED
 
-SEED = int(os.environ.get("CAPS_TEST_SEED") or secrets.randbits(31))
+pytestmark = pytest.mark.usefixtures("fresh_seed")
+
 FP32_ERROR = 3e-6
 BF16_RATIO = 1.7
 """The frequency route rounds spectra where the direct one rounds values: its errors may be so many
 times as large (20 draws gave 1.3 to 1.55)."""
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed() -> Iterator[None]:
-    torch.manual_seed(SEED)
-    with force_kernels("auto"):
-        yield
 
 
 class Results(NamedTuple):
@@ -84,7 +76,7 @@ def test_the_frequency_route_is_exact_but_for_rounding(
 ) -> None:
     layer = primary(channels, filters)
     features = torch.rand(batch, channels, size, size) - 0.3
-    assert frequency.applies(layer, features, torch.float32)
+    assert frequency.applies(layer, features)
     extent = size // 2 - 4
     gradient = torch.randn(batch, filters, extent, extent)
     expected = in_float64(layer, features, gradient)
@@ -116,7 +108,7 @@ def test_blocks_change_no_more_than_rounding(monkeypatch: pytest.MonkeyPatch) ->
     layer, features = primary(32, 48), torch.rand(37, 32, 20, 20)
     gradient = torch.randn(37, 48, 6, 6)
     expected = run(layer, features, gradient)
-    row_bytes = frequency.planes_of(10) * 4 * 32 * 4
+    row_bytes = planes_of(10) * 4 * 32 * 4
     for scratch in (1, 5 * row_bytes):  # a row at a time; and blocks of which the last is smaller
         monkeypatch.setattr(frequency, "SCRATCH_BYTES", scratch)
         for found, wanted in zip(run(layer, features, gradient), expected, strict=True):
@@ -222,9 +214,11 @@ def test_what_is_not_finite_is_noticed(value: float, bf16: bool) -> None:
         (Convolution(32, 16, 9, 2, dilation=2), (16, 32, 20, 20)),
     ],
 )
-def test_other_shapes_take_the_direct_route(layer: Convolution, shape: tuple[int, ...]) -> None:
+def test_other_shapes_take_the_direct_route(
+    layer: Convolution, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     features = torch.rand(shape)
-    assert not frequency.applies(layer, features, torch.float32)
+    monkeypatch.setattr(frequency, "convolve", None)
     expected = functional.conv2d(
         features,
         layer.weight,
@@ -235,6 +229,80 @@ def test_other_shapes_take_the_direct_route(layer: Convolution, shape: tuple[int
         layer.groups,
     )
     torch.testing.assert_close(layer(features), expected)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.rand(16, 16, 20, 20),  # channels that the layer does not have
+        torch.rand(16, 64, 20, 20),
+        torch.rand(16, 32, 20, 20).bfloat16(),
+        torch.rand(16, 32, 20, 20).double(),
+    ],
+    ids=lambda images: f"{list(images.shape)} {images.dtype}",
+)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_does_not_fit_gets_torchs_own_word(images: Tensor, gradients: bool) -> None:
+    layer = primary()
+    with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError) as theirs:
+        nn.Conv2d(32, 16, 9, 2)(images)
+    with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError) as ours:
+        layer(images)
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_weights_elsewhere_or_a_bias_of_another_length_are_not_read(gradients: bool) -> None:
+    features = torch.rand(16, 32, 20, 20)
+    with torch.set_grad_enabled(gradients):
+        elsewhere = primary().to("meta")
+        assert elsewhere(features.to("meta")).shape == (16, 16, 6, 6)
+        assert elsewhere(features).shape == (16, 16, 6, 6)  # PyTorch's own computes nothing
+        shorter = primary()
+        shorter.bias = nn.Parameter(torch.randn(1))
+        with pytest.raises(RuntimeError, match="bias"):
+            shorter(features)
+
+
+@pytest.mark.parametrize("shape", [(32, 20, 20), (0, 32, 20, 20)])
+def test_one_image_alone_and_none(shape: tuple[int, ...]) -> None:
+    layer, features = primary(), torch.rand(shape)
+    expected = functional.conv2d(features, layer.weight, layer.bias, 2)
+    torch.testing.assert_close(layer(features), expected)
+    assert Convolution(1, 12, 5)(torch.rand(1, 17, 20)).shape == (12, 13, 16)
+
+
+@needs_compiler
+def test_a_default_device_is_not_where_spectra_lie() -> None:
+    layer, features = primary(), torch.rand(16, 32, 20, 20)
+    first = Convolution(1, 32, 9)
+    images = torch.rand(16, 1, 28, 28)
+    with torch.no_grad():
+        expected = layer(features)
+        layer.spectra.drop()
+    with torch.device("meta"), torch.no_grad():
+        assert torch.equal(layer(features), expected)
+    with torch.device("meta"):
+        first(images).sum().backward()
+    assert first.weight.grad is not None
+    assert first.weight.grad.is_cpu
+
+
+@needs_compiler
+def test_operators_refuse_what_kernels_cannot_read() -> None:
+    features, weight, bias = torch.rand(2, 20, 20, 16), torch.rand(16, 16, 9, 9), torch.rand(16)
+    for changed in (
+        (features[..., :8], weight, bias),
+        (features, weight[:, :8], bias),
+        (features, weight, bias[:1]),
+        (features.double(), weight, bias),
+        (features, weight.double(), bias),
+        (features[:, :18, :18], weight, bias),
+        (features[:0], weight, bias),
+        (features[0], weight, bias),
+    ):
+        with pytest.raises(ValueError, match="expected features"):
+            frequency.convolve_planes(*changed, False)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -248,7 +316,7 @@ def test_unfolded_patches(
     layer = Convolution(channels, 12, kernel, stride, padding)
     images = torch.rand(5, channels, 17, 20)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    assert unfolded.applies(layer, images, dtype)
+    assert unfolded.applies(layer, images)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         maps = layer(images)
     assert maps.dtype == dtype
@@ -260,11 +328,40 @@ def test_unfolded_patches(
         assert (ours.double() - exact).norm() < limit * exact.norm(), f"seed {SEED}"
 
 
+@pytest.mark.parametrize("block_bytes", [1, 64 * 12 * 4, 4 << 20])
+@pytest.mark.parametrize("relu", [False, True])
+def test_blocks_of_patches(relu: bool, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unfolded, "BLOCK_BYTES", block_bytes)
+    layer, images = Convolution(1, 12, 5, relu=relu), torch.rand(3, 1, 13, 12)
+    gradient = torch.randn(3, 12, 9, 8)
+    maps = layer(images)
+    found = torch.autograd.grad(maps, (layer.weight, layer.bias), gradient)
+    exact = nn.Conv2d(1, 12, 5).double()
+    exact.load_state_dict(layer.state_dict())
+    expected = exact(images.double())
+    if relu:
+        expected = expected.relu()
+    wanted = torch.autograd.grad(expected, (exact.weight, exact.bias), gradient.double())
+    for ours, theirs in zip((maps, *found), (expected, *wanted), strict=True):
+        assert (ours.double() - theirs).norm() < FP32_ERROR * theirs.norm(), f"seed {SEED}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_product_of_patches_keeps_torchs_rules(dtype: torch.dtype) -> None:
+    patches = torch.rand(7, 5).to(dtype)
+    weight = torch.randn(5, 4).to(dtype).requires_grad_()
+    for relu in (False, True):
+        torch.library.opcheck(unfolded.multiply_patches, (patches, weight, relu))
+    gradient, maps = torch.randn(2, 7, 4).to(dtype)
+    torch.library.opcheck(unfolded.multiply_patches_backward, (gradient, patches, maps))
+    torch.library.opcheck(unfolded.multiply_patches_backward, (gradient, patches, None))
+
+
 def test_images_with_a_gradient_are_not_unfolded() -> None:
     layer, images = Convolution(1, 8, 9), torch.rand(2, 1, 20, 20)
     expected = in_float64(layer, images, gradient := torch.randn(2, 8, 12, 12))
     images.requires_grad_()
-    assert not unfolded.applies(layer, images, torch.float32)
+    assert not unfolded.applies(layer, images)
     actual = run(layer, images, gradient)
     assert max(errors(actual, expected)) < FP32_ERROR
 

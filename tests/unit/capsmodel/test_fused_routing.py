@@ -5,7 +5,6 @@ Every run draws its numbers anew; a failure names the seed, and CAPS_TEST_SEED r
 
 import os
 import platform
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from capsmodel.capsnet import CapsNet
 from capsmodel.config import CapsNetConfig, DynamicRoutingConfig, UniformRoutingConfig
-from capsmodel.kernels import compiler, force_kernels
+from capsmodel.kernels import KernelError, compiler, force_kernels
 from capsmodel.routing import VoteShape, build_routing
 from capsmodel.routing.fused import (
     can_fuse,
@@ -29,8 +28,8 @@ from capsmodel.routing.fused import (
 )
 from capsmodel.routing.trace import RoutingTrace
 from support import reference
+from support.seed import SEED
 
-SEED = int(os.environ.get("CAPS_TEST_SEED") or secrets.randbits(31))
 POSE_ERROR = 1e-5
 """Largest relative error of poses; seen: 4e-7."""
 GRADIENT_ERROR = 1e-4
@@ -466,8 +465,9 @@ def test_unfit_arguments_are_refused(change: dict[str, Any], message: str) -> No
         fused_routing(**given)
 
 
-def test_without_kernels_the_operator_says_so() -> None:
-    with force_kernels("torch"), pytest.raises(RuntimeError, match="can_fuse"):
+def test_without_kernels_the_operator_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capsmodel.kernels._loaded", {("routing",): KernelError("no C++ compiler")})
+    with pytest.raises(KernelError, match=r"no C\+\+ compiler"):
         fused_routing(*draw(SMALL), iterations=3)
 
 
@@ -482,7 +482,7 @@ def test_scratch_memory_that_cannot_be_had_is_an_error(monkeypatch: pytest.Monke
             return 1
 
     routing_lanes_here = routing_lanes()
-    monkeypatch.setattr("capsmodel.routing.fused.native_library", lambda source: Library())
+    monkeypatch.setattr("capsmodel.routing.fused.loaded_library", lambda source: Library())
     with pytest.raises(MemoryError, match="smaller batch"):
         fused_routing(*draw(SMALL), iterations=3)
 
@@ -499,7 +499,7 @@ def test_processors_with_narrower_vectors_compute_the_same(
     monkeypatch.setattr(compiler, "FLAGS", (*flags, f"-march={processor}"))
     monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path))
     library = compiler.load_library("routing")
-    monkeypatch.setattr("capsmodel.routing.fused.native_library", lambda source: library)
+    monkeypatch.setattr("capsmodel.routing.fused.loaded_library", lambda source: library)
     assert routing_lanes() == lanes
     for sizes in (SMALL, *SHAPES[:3]):
         capsules, weight, bias = draw(sizes)

@@ -3,12 +3,16 @@
 import ctypes
 import logging
 import os
+import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -50,9 +54,29 @@ def counting_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     return lambda: len(log.read_text().splitlines())
 
 
+def cached(pattern: str) -> list[Path]:
+    return list(Path(os.environ[compiler.CACHE_VARIABLE]).glob(pattern))
+
+
 def script(path: Path, text: str) -> None:
     path.write_text("#!/bin/sh\n" + text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def ask_another_process() -> subprocess.CompletedProcess[str]:
+    """What a process prints that loads the kernels; the module alone, as PyTorch loads slowly."""
+    program = (
+        "from pathlib import Path; import compiler; "
+        f"compiler.SOURCE = Path({str(compiler.SOURCE)!r}); "
+        "print(compiler.load_library('answer').answer())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(compiler.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def answer(library: ctypes.CDLL | None) -> int:
@@ -149,7 +173,7 @@ def test_a_failing_compilers_words_are_told(tmp_path: Path) -> None:
     assert "answer.cpp" in str(caught.value)
     assert "error" in str(caught.value)
     assert "CXX names another" in str(caught.value)
-    assert not list(Path(os.environ[compiler.CACHE_VARIABLE]).glob("*.so"))
+    assert not cached("*.so*")
 
 
 def test_a_compiler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,33 +203,105 @@ def test_other_sources_or_flags_are_compiled_anew(
     assert counting_compiler() == 4
 
 
-def test_a_damaged_library_is_compiled_again(counting_compiler: Callable[[], int]) -> None:
-    command = [*compiler.compiler_command(), *compiler.FLAGS]
-    folder = compiler.cache_folder()
-    folder.mkdir(parents=True)
-    library = folder / f"answer-{compiler.fingerprint('answer', command)}.so"
-    library.write_bytes(b"\x7fELF and nothing more")
-    assert answer(compiler.load_library("answer")) == 42
-    assert counting_compiler() == 1
-
-
-def test_processes_that_ask_at_once_compile_once(
-    counting_compiler: Callable[[], int], tmp_path: Path
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: b"\x7fELF and nothing more", id="a beginning"),
+        pytest.param(lambda whole: whole[:4096], id="truncated to a page"),
+        pytest.param(lambda whole: whole[:8016], id="truncated within a page"),
+        pytest.param(lambda whole: whole[:4096].ljust(len(whole), b"\0"), id="zeros"),
+    ],
+)
+def test_a_damaged_library_is_compiled_again(
+    damage: Callable[[bytes], bytes], counting_compiler: Callable[[], int]
 ) -> None:
-    program = (
-        "from pathlib import Path; from capsmodel.kernels import compiler; "
-        f"compiler.SOURCE = Path({str(compiler.SOURCE)!r}); "
-        "print(compiler.load_library('answer').answer())"
-    )
+    assert ask_another_process().stdout == "42\n"
+    [library] = cached("*.so")
+    whole = library.read_bytes()
+    assert len(whole) > 8016
+    library.write_bytes(damage(whole))
+    for _ in range(2):
+        asked = ask_another_process()
+        assert (asked.returncode, asked.stdout) == (0, "42\n")
+    assert counting_compiler() == 2
 
-    def ask(_: int) -> str:
-        finished = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True
-        )
-        return finished.stdout
 
+@pytest.mark.parametrize("content", [None, b"", b"\xff\0", b"0" * 64 + b"  answer.so\n"])
+def test_a_library_without_its_checksum_is_compiled_again(
+    content: bytes | None, counting_compiler: Callable[[], int]
+) -> None:
+    compiler.load_library("answer")
+    [checksum] = cached("*.so.sha256")
+    if content is None:
+        checksum.unlink()
+    else:
+        checksum.write_bytes(content)
+    assert answer(compiler.load_library("answer")) == 42
+    assert answer(compiler.load_library("answer")) == 42
+    assert counting_compiler() == 2
+
+
+def test_library_and_checksum_are_on_the_disk_before_they_get_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(file: IO[bytes]) -> None:
+        steps.append(("flushed", os.fstat(file.fileno()).st_ino))
+        fsync(file)
+
+    def rename(file: Path, target: Path) -> None:
+        steps.append(("named", file.stat().st_ino))
+        replace(file, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    library = tmp_path / "answer.so"
+    compiler.compile_into(library, "answer", [*compiler.compiler_command(), *compiler.FLAGS])
+    made, checksum = library.stat().st_ino, (tmp_path / "answer.so.sha256").stat().st_ino
+    assert steps == [
+        ("flushed", made),
+        ("named", made),
+        ("flushed", checksum),
+        ("named", checksum),
+    ]
+
+
+def test_what_is_ready_needs_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    compiler.load_library("answer")
+    monkeypatch.setattr(compiler, "FileLock", refuse)
+    assert answer(compiler.load_library("answer")) == 42
+    (compiler.SOURCE / "answer.cpp").write_text(SMALL_SOURCE.replace("42", "43"))
+    with pytest.raises(KernelError, match=r"Permission denied: .*CAPS_KERNEL_CACHE names a folder"):
+        compiler.load_library("answer")
+
+
+def test_what_killed_compilations_left_is_removed_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path / "deadly", 'case "$*" in *--version*) ;; *) kill -9 $PPID ;; esac\n')
+    for age in (compiler.LEFTOVER_AGE + 60, compiler.LEFTOVER_AGE - 60):
+        with monkeypatch.context() as patch:
+            patch.setenv("CXX", str(tmp_path / "deadly"))
+            before = set(cached("*"))
+            assert ask_another_process().returncode == -signal.SIGKILL
+        [left] = [path for path in set(cached("*")) - before if path.is_dir()]
+        os.utime(left, (time.time() - age,) * 2)
+    anothers = left.parent / "somebody-elses"
+    anothers.mkdir()
+    os.utime(anothers, (0, 0))
+    compiler.load_library("answer")
+    assert {path for path in cached("*") if path.is_dir()} == {left, anothers}
+
+
+def test_processes_that_ask_at_once_compile_once(counting_compiler: Callable[[], int]) -> None:
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(ask, range(2))) == ["42\n", "42\n"]
+        asked = list(pool.map(lambda _: ask_another_process(), range(2)))
+    assert [each.stdout for each in asked] == ["42\n", "42\n"]
     assert counting_compiler() == 1
 
 
@@ -224,3 +320,127 @@ def test_the_cache_is_the_users_where_none_is_named(
     monkeypatch.delenv(compiler.CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert compiler.cache_folder() == tmp_path / "mine" / "capsmodel"
+
+
+@pytest.fixture
+def shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where all users' temporary files are, for a user whose home is missing."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    monkeypatch.delenv(compiler.CACHE_VARIABLE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "missing"))
+    return shared
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_without_a_home_the_cache_is_a_private_folder(shared_folder: Path) -> None:
+    assert answer(compiler.load_library("answer")) == 42
+    [folder] = shared_folder.iterdir()
+    assert folder.name == f"capsmodel-{os.geteuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert len(list(folder.glob("*.so"))) == 1
+    assert answer(compiler.load_library("answer")) == 42
+
+
+def test_a_user_without_a_name_or_a_home_has_a_private_folder(
+    shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", find_nobody)
+    assert compiler.cache_folder() == shared_folder / f"capsmodel-{os.geteuid()}"
+
+
+@pytest.mark.parametrize(
+    ("plant", "problem"),
+    [
+        pytest.param(lambda place, own: place.symlink_to(own), "is a link or a file", id="link"),
+        pytest.param(
+            lambda place, own: place.symlink_to(own / "none"), "is a link or a file", id="dangling"
+        ),
+        pytest.param(lambda place, own: place.touch(), "is a link or a file", id="file"),
+        pytest.param(
+            lambda place, own: (place.mkdir(), place.chmod(0o770)),
+            r"others may write to it \(mode drwxrwx---\)",
+            id="a group's",
+        ),
+        pytest.param(
+            lambda place, own: (place.mkdir(), place.chmod(0o1707)),
+            r"others may write to it \(mode drwx---rwt\)",
+            id="everybody's",
+        ),
+    ],
+)
+def test_a_private_folder_that_others_could_fill_is_refused(
+    plant: Callable[[Path, Path], object], problem: str, shared_folder: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    place = shared_folder / f"capsmodel-{os.geteuid()}"
+    plant(place, own)
+    with pytest.raises(KernelError, match=f"{place} .*{problem}.*; set CAPS_KERNEL_CACHE to"):
+        compiler.load_library("answer")
+    assert not list(own.iterdir())
+
+
+def test_a_private_folder_of_another_user_is_refused(
+    shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    place = shared_folder / f"capsmodel-{owner + 1}"
+    with pytest.raises(KernelError, match=f"{place} .*belongs to the user {owner}, not to "):
+        compiler.load_library("answer")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_cache_that_everybody_may_write_to_is_refused(
+    named: bool, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "capsmodel"
+    folder.mkdir()
+    folder.chmod(mode)
+    if named:
+        monkeypatch.setenv(compiler.CACHE_VARIABLE, str(folder))
+    else:
+        monkeypatch.delenv(compiler.CACHE_VARIABLE)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(KernelError, match=f"{folder} .*every user may write .*CAPS_KERNEL_CACHE"):
+        compiler.load_library("answer")
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_a_cache_is_made_so_that_only_its_owner_writes(tmp_path: Path) -> None:
+    assert answer(compiler.load_library("answer")) == 42
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o755
+
+
+def test_an_unknown_users_home_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(compiler.CACHE_VARIABLE, "~nobodyhere/x")
+    with caplog.at_level(logging.WARNING, logger="capsmodel"):
+        assert native_library("answer") is None
+    assert "more slowly: CAPS_KERNEL_CACHE is '~nobodyhere/x', and that home is" in caplog.text
+    with force_kernels("native"), pytest.raises(KernelError, match="write the path in full"):
+        native_library("answer")
+
+
+def test_a_cache_may_be_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(compiler.CACHE_VARIABLE, ".")
+    assert answer(compiler.load_library("answer")) == 42
+    assert len(list(tmp_path.glob("*.so"))) == 1

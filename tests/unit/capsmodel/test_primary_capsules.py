@@ -10,7 +10,7 @@ from capsmodel import primary_capsules
 from capsmodel.functional import squash
 from capsmodel.kernels import force_kernels
 from capsmodel.primary_capsules import maps_to_capsules
-from support.compiler import HAS_COMPILER
+from support.compiler import HAS_COMPILER, needs_compiler
 
 
 @pytest.fixture(autouse=True, params=["native", "torch"])
@@ -116,7 +116,7 @@ def test_threads_change_nothing() -> None:
         assert all(map(torch.equal, other, found[0]))
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
+@needs_compiler
 def test_the_operators_keep_torchs_rules() -> None:
     with force_kernels("native"):
         maps = torch.randn(2, 3, 8, 5, requires_grad=True)

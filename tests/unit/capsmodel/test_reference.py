@@ -4,8 +4,6 @@ Every run draws images and weights anew; a failure names the seed, and CAPS_TEST
 """
 
 import math
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -39,8 +37,8 @@ from capsmodel.routing import VoteShape, build_routing
 from capsmodel.routing.trace import RoutingTrace
 from support import reference
 from support.compiler import HAS_COMPILER
+from support.seed import SEED
 
-SEED = int(os.environ.get("CAPS_TEST_SEED") or secrets.randbits(31))
 Settings = TypeVar("Settings", bound=ModelConfig)
 CPU = torch.device("cpu")
 BATCH = 3
