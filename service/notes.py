@@ -18,12 +18,18 @@ def describe(job: Job) -> str:
 
 
 def _training(job_id: str, spec: TrainSpec) -> list[str]:
-    return [
-        f"Job `{job_id}`: {_what(spec)}.",
-        "The best weights are chosen by the accuracy on the validation part; the test set is read "
-        "once, at the end (`test/`: best weights, `test_last/`: last weights). Open *Model "
-        "metrics* for the curves and the reconstruction sheets.",
-    ]
+    if spec.dataset.validation_fraction > 0:
+        weights = (
+            "The best weights are chosen by the accuracy on the validation part; the test set is "
+            "read once, at the end (`test/`: best weights, `test_last/`: last weights)."
+        )
+    else:
+        weights = (
+            "Nothing is held out to choose weights by: the last ones count. The test set is read "
+            "once, at the end."
+        )
+    curves = "Open *Model metrics* for the curves and the reconstruction sheets."
+    return [f"Job `{job_id}`: {_what(spec)}.", f"{weights} {curves}"]
 
 
 def _search(job_id: str, spec: SearchSpec) -> list[str]:

@@ -204,7 +204,7 @@ PRESETS: dict[str, TrainSpec] = {
         model=_THIN,
         optimizer=OptimizerConfig(learning_rate=3e-3),
         schedule=CosineScheduleConfig(warmup_steps=100),
-        epochs=14,
+        epochs=13,
         batch_size=32,
         precision="bf16",
     ),

@@ -144,7 +144,7 @@ def _finish(course: Course, outcome: TrainingOutcome, tracker: Tracker) -> Resul
     tracker.log(metrics, outcome.step)
     course.reporter.phase("finishing", trainer)
     sheets = course.reporter.pictures(trainer, "test", outcome.epoch)
-    if outcome.best is not None:
+    if outcome.best is not None and spec.dataset.validation_fraction > 0:
         metrics["val/best_accuracy"] = outcome.best.accuracy
     tracker.submit("the model", uploads.log_model(trainer.model, spec, folder.path / "model"))
     kept = _keep(course)

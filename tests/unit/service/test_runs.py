@@ -68,6 +68,14 @@ def test_the_note_says_what_the_run_is() -> None:
         assert part in note
 
 
+def test_the_note_says_which_weights_count() -> None:
+    assert "validation part" in describe(a_job(DEMO))
+    whole = DEMO.dataset.model_copy(update={"validation_fraction": 0.0})
+    note = describe(a_job(DEMO.model_copy(update={"dataset": whole})))
+    assert "validation part" not in note
+    assert "the last ones count" in note
+
+
 def test_a_note_without_description_has_no_hole() -> None:
     assert "\n\n\n" not in describe(a_job(DEMO.model_copy(update={"description": ""})))
 
