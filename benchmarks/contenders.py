@@ -27,7 +27,6 @@ Kind = Literal["ours", "plain", "tuned"]
 Phase = Literal["inference", "training"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""Inference first: a process's peak of memory only rises, and training's is the higher."""
 INFERENCE_BATCHES = 8
 """Different batches that inference goes through by turns."""
 MAX_EPOCHS = 10_000
@@ -84,10 +83,9 @@ class Contender(ABC):
             "torch_flags": torch_flags(),
         }
 
-    def warm_up(self, phase: Phase) -> float:
-        """Run a phase for the first time; returns the peak of memory in MiB."""
+    def warm_up(self, phase: Phase) -> None:
+        """Run a phase for the first time."""
         self._run(phase, PACES[self.device.type].warm_up)
-        return peak_mib(self.device)
 
     def turn(self, phase: Phase) -> float:
         """Run a phase for a turn; returns the seconds of a step (the median, if several)."""

@@ -138,9 +138,7 @@ class StepParts:
         net = self.trainer.model
         assert isinstance(net, CapsNet)
         convolutions, routing = [net.conv, net.primary_caps], [net.class_caps]
-        capsules = watch.time(
-            self._mixed(lambda: net.primary_caps(net.conv(self.batch.images).relu()))
-        )
+        capsules = watch.time(self._mixed(lambda: net.primary_caps(net.conv(self.batch.images))))
         leading = capsules.detach().requires_grad_()
         _time_backward(watch, capsules, convolutions, [])
         poses = watch.time(self._mixed(lambda: net.class_caps(leading)))

@@ -142,9 +142,12 @@ def run_race(
             Child("limit", ALLOCATOR_ENVIRONMENT, Peaks, device, batch_size)
         )
         children = {
-            entry: stack.enter_context(
-                Child(str(entry), entry.allocator, make_contender, entry, device, batch_size)
+            (entry, phase): stack.enter_context(
+                Child(
+                    f"{entry}, {phase}", entry.allocator, make_contender, entry, device, batch_size
+                )
             )
+            for phase in PHASES
             for entry in entries
         }
         runner = _Runner(children, peaks_child)
@@ -155,27 +158,27 @@ def run_race(
         return runner.finish(batch_size, epoch)
 
 
+Runner = tuple[Entry, Phase]
+"""Who has a process and a net of its own: a net that infers is not trained in between."""
+
+
 class _Runner:
     """Asks the children in turn, and keeps what they say."""
 
-    def __init__(self, children: dict[Entry, Child[Contender]], peaks: Child[Peaks]) -> None:
+    def __init__(self, children: dict[Runner, Child[Contender]], peaks: Child[Peaks]) -> None:
         self.children = children
         self.rounds = 0
         self._peaks_child = peaks
-        self._facts: dict[Entry, dict[str, Any]] = {}
-        self._step_s: dict[tuple[Entry, Phase], list[float]] = {
-            (entry, phase): [] for entry in children for phase in PHASES
-        }
-        self._inference_mib: dict[Entry, float] = {}
+        self._facts: dict[Runner, dict[str, Any]] = {}
+        self._step_s: dict[Runner, list[float]] = {runner: [] for runner in children}
         self._peaks: list[dict[str, float]] = []
 
     def warm_up(self) -> None:
-        """One after another; the peak of inference is taken before anything is trained."""
-        for entry, child in self.children.items():
-            self._facts[entry] = child.ask(Contender.facts)
-            self._inference_mib[entry] = child.ask(Contender.warm_up, "inference")
-            child.ask(Contender.warm_up, "training")
-            print(f"ready: {entry}, data: {self._facts[entry]['data']}", flush=True)
+        """One after another."""
+        for (entry, phase), child in self.children.items():
+            facts = self._facts[entry, phase] = child.ask(Contender.facts)
+            child.ask(Contender.warm_up, phase)
+            print(f"ready: {entry}, {phase}, data: {facts['data']}", flush=True)
         self._peaks_child.ask(Peaks.warm_up)
 
     def play_round(self) -> None:
@@ -183,29 +186,35 @@ class _Runner:
         order = list(self.children)
         if self.rounds % 2:
             order.reverse()
-        for phase in PHASES:
-            for entry in order:
-                seconds = self.children[entry].ask(Contender.turn, phase)
-                self._step_s[entry, phase].append(seconds)
+        for runner in order:
+            seconds = self.children[runner].ask(Contender.turn, runner[1])
+            self._step_s[runner].append(seconds)
         self._peaks.append(self._peaks_child.ask(Peaks.turn))
         self.rounds += 1
-        latest = ", ".join(f"{e} {1000 * self._step_s[e, 'training'][-1]:.1f}" for e in order)
-        print(f"round {self.rounds}, ms of a training step: {latest}", flush=True)
+        latest = {phase: self._latest(phase) for phase in PHASES}
+        print(f"round {self.rounds}, ms of a step: {latest}", flush=True)
+
+    def _latest(self, phase: Phase) -> str:
+        steps = {str(e): s[-1] for (e, its_phase), s in self._step_s.items() if its_phase == phase}
+        return ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in steps.items())
 
     def finish(self, batch_size: int, epoch: bool) -> Race:
-        """What was found; the peak of training is that of the whole run."""
-        training_mib = {e: child.ask(Contender.peak_mib) for e, child in self.children.items()}
-        peaks = {"inference": self._inference_mib, "training": training_mib}
-        ours = self.children.get(Entry("ours", "bf16"))
+        """What was found."""
+        ours = self.children.get((Entry("ours", "bf16"), "training"))
         return Race(
             batch_size=batch_size,
             rounds=self.rounds,
             data=next(iter(self._facts.values()))["data"],
             start_mib=min(facts["start_mib"] for facts in self._facts.values()),
-            torch_flags={str(e): facts["torch_flags"] for e, facts in self._facts.items()},
+            torch_flags={str(entry): f["torch_flags"] for (entry, _), f in self._facts.items()},
             measurements=[
-                Measurement(str(entry), phase, step_s, peaks[phase][entry])
-                for (entry, phase), step_s in self._step_s.items()
+                Measurement(
+                    str(entry),
+                    phase,
+                    self._step_s[entry, phase],
+                    child.ask(Contender.peak_mib),
+                )
+                for (entry, phase), child in self.children.items()
             ],
             peaks=self._peaks,
             epoch_s=ours.ask(Ours.epoch_seconds) if epoch and ours else None,

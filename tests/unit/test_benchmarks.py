@@ -174,13 +174,13 @@ def five_digits(monkeypatch: pytest.MonkeyPatch) -> Dataset:
 def test_our_turns_go_on_with_one_training_over_the_end_of_an_epoch(five_digits) -> None:
     ours = make_contender(Entry("ours", "fp32"), "cpu", 2)
     assert isinstance(ours, Ours)
-    mib = ours.warm_up("training")  # two steps
+    ours.warm_up("training")  # two steps
     for done in (3, 4, 5):  # of three steps an epoch
         assert ours.turn("training") > 0
         assert ours.trainer.step == done
     assert ours.trainer.epoch == 1
     assert ours.turn("inference") > 0
-    assert ours.peak_mib() > 0.99 * mib > 50  # Linux counts to some pages
+    assert ours.peak_mib() > 50
 
 
 def test_a_whole_epoch_is_timed_apart_from_the_turns(five_digits) -> None:
