@@ -90,7 +90,7 @@ def dynamic_routing(
 
     Returns:
         Poses `[B, J, D]`; sums of all passes `[R, G, J, D, L]`; couplings of all passes but the
-        first `[R - 1, G, I, J, L]`. Without `keep` the last two are empty.
+        first `[R - 1, I, J, G, L]`. Without `keep` the last two are empty.
     """
     check_arguments(capsules, weight, bias, iterations)
     capsules, weight = _readable(capsules), weight.contiguous()
@@ -268,7 +268,7 @@ def _empty_results(
         return poses, capsules.new_empty(0), capsules.new_empty(0)
     groups = (batch + lanes - 1) // lanes
     sums = capsules.new_empty(passes, groups, classes, dim, lanes)
-    couplings = capsules.new_empty(passes - 1, groups, inputs, classes, lanes)
+    couplings = capsules.new_empty(passes - 1, inputs, classes, groups, lanes)
     return poses, sums, couplings
 
 

@@ -11,11 +11,12 @@
 //   rows        [I][P][S]          the input capsules, zeros where the last group has no sample
 //   weight      [I][J][P][D]
 //   row arrays  [G][J * D][L]      sums s, poses v, their gradients: one row for each j and d
-//   factors     [G][I][J][L]       coupling coefficients, gradients of logits
+//   factors     [I][J][G][L]       coupling coefficients, gradients of logits
 //
 // A pass divides its work into tasks: a chunk of input capsules with a group. Every task sums into
 // rows of its own, which are then added up in a fixed order. Chunks depend on shapes alone, so the
-// results do not depend on the number of threads.
+// results do not depend on the number of threads. Factors lie as the gradients of capsules and
+// weights read them, one run after the other.
 
 #include <omp.h>
 
@@ -43,6 +44,8 @@ constexpr int ROWS_MEANWHILE = REGISTERS >= 32 ? 8 : 0;
 constexpr Size PLAIN_VOTES_AT_ONCE = 8;
 // Columns of votes that are summed in registers.
 constexpr int COLUMNS = REGISTERS >= 32 ? 16 : 8;
+// The rows of one j and d that a pass works on: the direction's, the votes', the sums'.
+constexpr Size ROWS_AT_WORK = 3 * LANES, VOTES_ROW = LANES, SUMS_ROW = 2 * LANES;
 // Groups between two sums across lanes of the gradient of weight; their rows fit the L1 cache.
 constexpr int GROUPS_AT_ONCE = 8;
 
@@ -66,78 +69,82 @@ inline void add_votes(const float* capsule, const float* weight, const Shape& sh
   }
 }
 
-// Of Width neighbouring columns of one class: adds the votes [Width][L] of the input capsule
-// before, times its factor, to `sums`, and puts the votes of this one in their place. Returns what
-// these give to the agreement with `direction`.
+// Of Width neighbouring columns of one class: adds the votes of the input capsule before, times its
+// factor, to the sums, and puts the votes of this one in their place. Returns what these give to
+// the agreement with the direction.
 //
-// So the sums, which wait for memory, hide behind the products that make votes. Functions like this
-// one are never inlined: alone they have enough registers for their addresses.
+// work: [Width] rows at work. So the sums, which wait for memory, hide behind the products that
+// make votes. Functions like this one are never inlined: alone they have enough registers for their
+// addresses.
 template <int Width>
 [[gnu::noinline]] Lanes exchange_votes(const float* capsule, const float* weight,
-                                       const float* direction, const float* factor,
-                                       const Shape& shape, float* votes, float* sums) {
+                                       const float* factor, const Shape& shape, float* work) {
   Lanes block[Width] = {};
   add_votes<Width>(capsule, weight, shape, block);
   const Lanes share = load(factor);
   Lanes even = zeros(), odd = zeros();
 #pragma GCC unroll 16
-  for (int k = 0; k < Width; k++) {
-    const Size at = k * LANES;
+  for (int k = 0; k < Width; k++, work += ROWS_AT_WORK) {
     Lanes& agreement = k % 2 ? odd : even;
-    agreement = multiply_add(block[k], load(direction + at), agreement);
-    store(sums + at, multiply_add(share, load(votes + at), load(sums + at)));
-    store(votes + at, block[k]);
+    agreement = multiply_add(block[k], load(work), agreement);
+    store(work + SUMS_ROW, multiply_add(share, load(work + VOTES_ROW), load(work + SUMS_ROW)));
+    store(work + VOTES_ROW, block[k]);
   }
   return even + odd;
 }
 
-// sums [J * D][L] += factors [J][L] times votes [J * D][L].
-void add_weighted_votes(const float* factors, const float* votes, const Shape& shape, float* sums) {
-  for (Size j = 0; j < shape.classes; j++) {
-    const Lanes factor = load(factors + j * LANES);
-    for (Size row = j * shape.class_dim; row < (j + 1) * shape.class_dim; row++) {
-      const Size at = row * LANES;
-      store(sums + at, multiply_add(factor, load(votes + at), load(sums + at)));
-    }
+// Rows at work of all classes: the direction's from [J * D][L], the others 0.
+void begin_work(const float* direction, const Shape& shape, float* work) {
+  for (Size row = 0; row < shape.rows(); row++, work += ROWS_AT_WORK) {
+    store(work, load(direction + row * LANES));
+    store(work + VOTES_ROW, zeros());
+    store(work + SUMS_ROW, zeros());
+  }
+}
+
+// sums [J * D][L]: what the rows at work hold, and the last votes times their factors [J][L].
+void end_work(const float* work, const float* factors, const Shape& shape, float* sums) {
+  for (Size row = 0; row < shape.rows(); row++, work += ROWS_AT_WORK) {
+    const Lanes factor = load(factors + row / shape.class_dim * LANES);
+    store(sums + row * LANES, multiply_add(factor, load(work + VOTES_ROW), load(work + SUMS_ROW)));
   }
 }
 
 // One pass over all votes: sums of votes times factors, where `decide(input, group, values)` makes
 // factors [J][L] of the votes' agreements with `direction`, in place.
 //
-// direction: row array. partial: row arrays of all chunks, [chunks][G][J * D][L].
+// direction: row array. partial: row arrays of all chunks, [chunks][G][J * D][L]. A task works on
+// rows side by side in memory of its thread's own, which all stay in the L1 cache; those of
+// `partial` were last in another core's.
 template <class Decide>
 void sum_weighted_votes(const float* capsules, const float* weight, const float* direction,
                         const Shape& shape, const Division& division, int threads, float* partial,
                         Decide decide) {
-  const Size votes_size = shape.rows() * LANES, factors_size = shape.classes * LANES;
-  const Floats scratch(threads * (votes_size + factors_size));
+  const Size work_size = shape.rows() * ROWS_AT_WORK, factors_size = shape.classes * LANES;
+  const Floats scratch(threads * (work_size + factors_size));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (Size task = 0; task < division.tasks(); task++) {
     const Size group = task % division.groups, number = task / division.groups;
-    float* votes = scratch.get() + omp_get_thread_num() * (votes_size + factors_size);
-    float* factors = votes + votes_size;
-    float* sums = partial + number * shape.row_array() + shape.rows_at(group, 0);
-    std::fill_n(votes, votes_size + factors_size, 0.0f);  // Before the first capsule is none.
-    std::fill_n(sums, votes_size, 0.0f);
+    const Size at = shape.rows_at(group, 0);
+    float* work = scratch.get() + omp_get_thread_num() * (work_size + factors_size);
+    float* factors = work + work_size;
+    begin_work(direction + at, shape, work);
+    std::fill_n(factors, factors_size, 0.0f);  // Before the first capsule is none.
     for (Size input = division.begin(number); input < division.end(number); input++) {
       const float* capsule = capsules + shape.capsule_at(input, group);
       for (Size j = 0; j < shape.classes; j++) {
         const float* matrix = weight + shape.weight_at(input, j);
-        const float* towards = direction + shape.rows_at(group, j);
-        const Size first = j * shape.class_dim * LANES;
+        float* rows = work + j * shape.class_dim * ROWS_AT_WORK;
         Lanes agreement = zeros();
         in_blocks<COLUMNS>(shape.class_dim, [&](auto width, Size d) {
-          const Size at = first + d * LANES;
           agreement += exchange_votes<decltype(width)::value>(
-              capsule, matrix + d, towards + d * LANES, factors + j * LANES, shape, votes + at,
-              sums + at);
+              capsule, matrix + d, factors + j * LANES, shape, rows + d * ROWS_AT_WORK);
         });
         store(factors + j * LANES, agreement);
       }
       decide(input, group, factors);
     }
-    add_weighted_votes(factors, votes, shape, sums);
+    end_work(work, factors, shape, partial + number * shape.row_array() + at);
   }
 }
 
@@ -196,22 +203,26 @@ inline void softmax(float* logits, const Shape& shape) {
   }
 }
 
-// Gradients of logits [J][L] from those of the coupling coefficients, in place.
-inline void softmax_gradient(const float* couplings, float* gradients, const Shape& shape) {
+// Gradients of logits [J][L] from those of the coupling coefficients, in place; `couplings` are all
+// factors of a pass.
+inline void softmax_gradient(const float* couplings, Size input, Size group, const Shape& shape,
+                             float* gradients) {
+  const auto coupling = [&](Size j) { return load(couplings + shape.factors_at(input, j, group)); };
   Lanes mean = zeros();
   for (Size j = 0; j < shape.classes; j++) {
-    mean = multiply_add(load(couplings + j * LANES), load(gradients + j * LANES), mean);
+    mean = multiply_add(coupling(j), load(gradients + j * LANES), mean);
   }
   for (Size j = 0; j < shape.classes; j++) {
-    const Lanes coupling = load(couplings + j * LANES);
-    store(gradients + j * LANES, coupling * (load(gradients + j * LANES) - mean));
+    store(gradients + j * LANES, coupling(j) * (load(gradients + j * LANES) - mean));
   }
 }
 
 // Copies factors [J][L] to where they are kept.
 inline void keep_factors(const float* factors, Size input, Size group, const Shape& shape,
                          float* kept) {
-  std::copy_n(factors, shape.classes * LANES, kept + shape.factors_at(input, group));
+  for (Size j = 0; j < shape.classes; j++) {
+    store(kept + shape.factors_at(input, j, group), load(factors + j * LANES));
+  }
 }
 
 // ----------------------------------------------------------------------------------------- squash
@@ -313,7 +324,7 @@ void route(const float* capsules, const float* weight, const float* bias, const 
 
 // -------------------------------------------------------- gradients of capsules and weights
 
-// The gradient of a vote is a sum of terms, each a factor [G][I][J][L] times a row array.
+// The gradient of a vote is a sum of terms, each a factor [I][J][G][L] times a row array.
 struct Term {
   const float* factors;
   const float* rows;
@@ -355,10 +366,7 @@ template <int Inputs, int Terms, int Height>
     rows[term] = added.rows + at;
 #pragma GCC unroll 4
     for (int n = 0; n < Inputs; n++) {
-      const float* factor = added.factors + shape.factors_at(input + n, group) + j * LANES;
-      factors[n][term] = load(factor);
-      // Those of the next input capsules to the L2 cache: they would not stay in the L1 cache.
-      __builtin_prefetch(factor + shape.factors_at(Inputs, 0), 0, 2);
+      factors[n][term] = load(added.factors + shape.factors_at(input + n, j, group));
     }
   }
   Lanes products[Inputs][Height + 1];
@@ -646,7 +654,7 @@ void route_back(const float* gradient, const float* capsules, const float* weigh
     votes.terms.push_back({kept, pose_sums.get() + (pass - 2) * rows});
     sum_weighted_votes(capsule_rows.get(), weight, now, shape, division, threads, partial.get(),
                        [&](Size input, Size group, float* values) {
-                         softmax_gradient(coupling + shape.factors_at(input, group), values, shape);
+                         softmax_gradient(coupling, input, group, shape, values);
                          keep_factors(values, input, group, shape, kept);
                        });
     // A pose takes part in the agreements of all later passes.

@@ -48,8 +48,8 @@ struct Shape {
     return (input * classes + j) * capsule_dim * class_dim;
   }
   Size rows_at(Size group, Size j) const { return (group * rows() + j * class_dim) * LANES; }
-  Size factors_at(Size input, Size group) const {
-    return (group * inputs + input) * classes * LANES;
+  Size factors_at(Size input, Size j, Size group) const {
+    return ((input * classes + j) * groups() + group) * LANES;
   }
 };
 
