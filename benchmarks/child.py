@@ -15,8 +15,8 @@ from typing import Any, Generic, Self, TypeVar
 
 Worker = TypeVar("Worker")
 
-ALLOCATOR_PREFIX = "MALLOC_"
-"""Variables that begin so are a child's own, whatever the caller's environment has."""
+ALLOCATOR_PREFIXES = ("MALLOC_", "GLIBC_TUNABLES")
+"""Variables that begin with one of them are a child's own, whatever the caller's environment has."""
 SETTLE_S = 0.02
 """Rest after a turn. OpenMP's threads spin for some milliseconds before they sleep, which must not
 fall on the next one's turn."""
@@ -101,7 +101,7 @@ def allocator_variables(wanted: Mapping[str, str]) -> Iterator[None]:
 
 
 def _allocator_variables() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k.startswith(ALLOCATOR_PREFIX)}
+    return {k: v for k, v in os.environ.items() if k.startswith(ALLOCATOR_PREFIXES)}
 
 
 def _serve(line: Connection, make: Callable[..., Any], arguments: tuple[object, ...]) -> None:

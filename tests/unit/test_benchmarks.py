@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks import contenders, limits, plots, stopwatch, sweeps, textbook, throughput
-from benchmarks.child import Child, ChildError
+from benchmarks.child import ALLOCATOR_PREFIXES, Child, ChildError
 from benchmarks.contenders import ENTRIES, PHASES, Entry, Ours, Textbook, make_contender
 from benchmarks.limits import Peaks, operations, operations_by_frequency, peak_of
 from benchmarks.parts import PARTS, STEP, PartsFound, StepParts, TextbookRouting
@@ -223,7 +223,7 @@ class Answers:
     """A worker that tells of its process."""
 
     def environment(self) -> dict[str, str]:
-        return {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}
+        return {k: v for k, v in os.environ.items() if k.startswith(ALLOCATOR_PREFIXES)}
 
     def fail(self, reason: str) -> None:
         raise ValueError(reason)

@@ -1,5 +1,7 @@
 """What the stopwatch times is what the library does."""
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -175,11 +177,37 @@ def test_divergence_is_told(trainers) -> None:
         step()
 
 
-def test_the_allocators_settings_stand_alone_and_are_glibcs() -> None:
+def test_the_allocators_settings_stand_alone() -> None:
     code = "import sys, capsmodel.allocator; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.strip() == "False", found.stderr
-    assert all(
-        name.startswith("MALLOC_") and name.endswith("_") and value.isdigit()
-        for name, value in ALLOCATOR_ENVIRONMENT.items()
-    )
+
+
+ONE_BLOCK_AGAIN_AND_AGAIN = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+libc.sbrk.argtypes = [ctypes.c_ssize_t]
+
+def aligned():
+    address = ctypes.c_void_p()
+    assert libc.posix_memalign(ctypes.byref(address), 64, 100 << 20) == 0
+    return address
+
+begin, block, neighbour = libc.sbrk(0), aligned(), libc.malloc(1 << 20)
+for _ in range(10):
+    libc.free(block)
+    block = aligned()
+print((libc.sbrk(0) - begin) >> 20)
+"""
+"""Prints the MiB by which the heap grew."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc's allocator")
+def test_the_allocators_settings_leave_no_holes_in_the_heap() -> None:
+    command = [sys.executable, "-c", ONE_BLOCK_AGAIN_AND_AGAIN]
+    environment = {**os.environ, **ALLOCATOR_ENVIRONMENT}
+    grown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    # The block, its neighbour, and at most one block more; without the tunable there are nine.
+    assert 100 <= int(grown.stdout) < 300
