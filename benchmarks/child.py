@@ -16,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar
 Worker = TypeVar("Worker")
 
 ALLOCATOR_PREFIXES = ("MALLOC_", "GLIBC_TUNABLES")
-"""Variables that begin with one of them are a child's own, whatever the caller's environment has."""
+"""Variables that begin so are a child's own, whatever the caller's environment has."""
 SETTLE_S = 0.02
 """Rest after a turn. OpenMP's threads spin for some milliseconds before they sleep, which must not
 fall on the next one's turn."""

@@ -15,8 +15,8 @@ settings and 5 ms with them, and a CapsNet in eager PyTorch trained 1.6 times as
 
 No block comes from a mapping of its own (`MMAP_MAX`), up to 16 GiB that are free at the end of the
 heap stay with the process (`TRIM_THRESHOLD`), and it grows by 64 MiB at a time (`TOP_PAD`). A heap
-that keeps its memory gets holes: for an aligned block glibc takes some bytes more than it hands out,
-and puts the rest into a thread's cache of small blocks (`tcache`). There it is not joined again with
+that keeps its memory gets holes: for an aligned block glibc takes some bytes more than it hands
+out, and puts the rest into a thread's cache of small blocks (`tcache`). There it is not joined with
 the block when that is freed, so that the next of the same size does not fit where the last one lay.
 Without that cache the peak stays where the first steps leave it.
 
