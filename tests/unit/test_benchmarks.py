@@ -233,6 +233,8 @@ class Answers:
 
 
 def test_a_child_has_its_own_allocator_and_tells_what_failed(monkeypatch) -> None:
+    for name in ALLOCATOR_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     with Child("set", ALLOCATOR_ENVIRONMENT, Answers) as one, Child("plain", {}, Answers) as two:
         assert one.ask(Answers.environment) == ALLOCATOR_ENVIRONMENT

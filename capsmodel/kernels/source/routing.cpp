@@ -114,8 +114,8 @@ void end_work(const float* work, const float* factors, const Shape& shape, float
 // factors [J][L] of the votes' agreements with `direction`, in place.
 //
 // direction: row array. partial: row arrays of all chunks, [chunks][G][J * D][L]. A task works on
-// rows side by side in memory of its thread's own, which all stay in the L1 cache; those of
-// `partial` were last in another core's.
+// rows side by side in memory of its thread's own: for the paper's net 31 KB, which an L1 cache may
+// hold. The rows of `partial` were last in another core's.
 template <class Decide>
 void sum_weighted_votes(const float* capsules, const float* weight, const float* direction,
                         const Shape& shape, const Division& division, int threads, float* partial,
