@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
+from xdist.scheduler import LoadScopeScheduling
 
 from service.app import create_app
 from service.queue.store import Store
@@ -26,9 +28,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, which reads
 
 REPOSITORY = Path(__file__).parents[1]
 TESTS = REPOSITORY / "tests"
-LIBRARY = TESTS / "unit" / "capsmodel"
-WHOLE_MACHINE = ("e2e", "chaos", "compose")
+WHOLE_MACHINE = tuple(f"tests/{folder}/" for folder in ("e2e", "chaos", "compose"))
 """Folders whose tests start whole stacks: one after the other."""
+LIBRARY = "tests/unit/capsmodel/"
+SHARING = tuple(f"{LIBRARY}test_{name}.py" for name in ("examples", "hub"))
+"""The library's tests that share something costly."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -36,21 +40,31 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(CORES, MOST_PROCESSES)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever is long is slow as well, so that `-m "not slow"` leaves it out.
+class Sharing(LoadScopeScheduling):  # type: ignore[misc]
+    """Which tests go to one process together: those of a file, which share servers.
 
-    A file's tests stay in one process, since they share servers; those of the library, which share
-    nothing, go where there is time.
+    Those of the library share nothing, and go where there is time. (xdist's own groups go by names
+    that pytest 9.2 no longer lets it change.)
     """
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(WHOLE_MACHINE):
+            return "whole machine"
+        if nodeid.startswith(LIBRARY) and not nodeid.startswith(SHARING):
+            return nodeid.partition("[")[0]
+        return nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Sharing:
+    """How the processes share the tests."""
+    return Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever is long is slow as well, so that `-m "not slow"` leaves it out."""
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.slow)
-        folder = item.path.relative_to(TESTS).parts[0]
-        if folder in WHOLE_MACHINE:
-            item.add_marker(pytest.mark.xdist_group("whole machine"))
-        elif LIBRARY not in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def free_port() -> int:
