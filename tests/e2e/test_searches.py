@@ -157,7 +157,7 @@ def test_failed_trials_are_marked_and_run_again_on_request(
     stack: Stack, client: CapsClient
 ) -> None:
     space = {
-        "optimizer.learning_rate": {"type": "choice", "values": [1e-3, 3e-3, 1e3, 1e6]},
+        "optimizer.learning_rate": {"type": "choice", "values": [1e-3, 1e6]},
         "dataset": {
             "type": "choice",
             "values": [{"type": "mnist-5k"}, {"type": "fashion-mnist"}],
@@ -176,16 +176,15 @@ def test_failed_trials_are_marked_and_run_again_on_request(
     assert search.state is State.SUCCEEDED, search.evidence
     failed = {trial.number: trial for trial in client.trials(search.id, states=["FAILED"])}
     missing = [t for t in failed.values() if t.values["dataset"]["type"] == "fashion-mnist"]
-    assert [trial.reason for trial in missing] == ["data-missing"] * 4
+    assert [trial.reason for trial in missing] == ["data-missing"] * 2
     assert all(trial.hint and "CAPS_DATA_DIR" in trial.hint for trial in missing)
     (diverged,) = (t for t in failed.values() if t not in missing)
     assert diverged.reason == "diverged"
     assert diverged.values["optimizer.learning_rate"] == 1e6
     assert "not finite at step" in diverged.evidence
-    sound = [t for t in client.trials(search.id) if t.number not in failed]
-    best = max(sound, key=lambda trial: trial.score or 0)
-    assert best.state == "SUCCEEDED"  # NaN has not cut it off
-    assert best.values["optimizer.learning_rate"] < 1
+    (sound,) = (t for t in client.trials(search.id) if t.number not in failed)
+    assert sound.state == "SUCCEEDED"  # NaN has not cut it off
+    assert sound.values["optimizer.learning_rate"] == 1e-3
 
     again = client.retry_failed(search.id)
     assert again.state is State.QUEUED
@@ -195,7 +194,7 @@ def test_failed_trials_are_marked_and_run_again_on_request(
     assert set(retried) == set(failed)
     assert {trial.attempt for trial in retried.values()} == {2}
     untouched = {trial.number: trial for trial in client.trials(search.id)}
-    assert {untouched[trial.number].attempt for trial in sound} == {1}
+    assert untouched[sound.number].attempt == 1
 
 
 def test_a_cancelled_search_leaves_nothing_running(stack: Stack, client: CapsClient) -> None:

@@ -232,6 +232,7 @@ class Answers:
         os._exit(7)
 
 
+@pytest.mark.slow
 def test_a_child_has_its_own_allocator_and_tells_what_failed(monkeypatch) -> None:
     for name in ALLOCATOR_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
@@ -455,6 +456,7 @@ def test_without_matplotlib_nothing_is_drawn(monkeypatch, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_run_writes_tables_and_every_figure(monkeypatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setenv("CAPS_DATA_DIR", str(tmp_path))
+    monkeypatch.setitem(limits.PRODUCT_SIDE, "cpu", 256)
     output = tmp_path / "results" / "here.json"
     options = ["--batch-sizes", "2", "--precisions", "fp32", "--seconds", "0.01"]
     throughput.main([*options, "--sections", "race", "parts", "--output", str(output)])

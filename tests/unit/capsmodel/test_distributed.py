@@ -167,6 +167,7 @@ def test_three_ranks_train_as_one_process_does(train_on_ranks: Callable[..., lis
         assert_same_bits(other.state, first.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "size"), [(5, 2), (1, 2), (8, 3)])
 def test_the_gradient_is_the_mean_over_all_images(
     on_ranks: Callable[..., list[Told]], images: int, size: int
@@ -204,6 +205,7 @@ def test_evaluation_is_divided(
     assert first.total_loss == pytest.approx(expected.total_loss, rel=FP32.losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 3, 7])  # 7 ends an epoch that is not yet evaluated
 def test_one_rank_stops_all_after_the_same_step(
     train_on_ranks: Callable[..., list[Story]], step: int
@@ -286,6 +288,7 @@ def test_a_state_goes_on_with_any_number_of_ranks(
     assert_close(rest, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "step"), [(2, 7), (3, 10)])
 def test_with_as_many_ranks_as_before_the_bits_are_the_same(
     train_on_ranks: Callable[..., list[Story]], size: int, step: int

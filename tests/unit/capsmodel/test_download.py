@@ -293,6 +293,7 @@ def packed_file(folder: Path, name: str) -> bytes:
 
 
 class TestProcesses:
+    @pytest.mark.slow
     def test_four_processes_download_the_whole_of_mnist_once(
         self, server, tmp_path, mnist_folder
     ) -> None:

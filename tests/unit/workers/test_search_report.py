@@ -314,6 +314,7 @@ OBJECTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "space"),
     [
