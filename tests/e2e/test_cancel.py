@@ -95,6 +95,7 @@ def test_two_workers_leave_by_themselves(stack: Stack, client: CapsClient) -> No
     assert "last" in ended.result.checkpoints
 
 
+@pytest.mark.long
 def test_a_frozen_worker_is_killed(stack: Stack, client: CapsClient) -> None:
     """SIGSTOP: it looks at no flag and takes no SIGTERM."""
     job = train(client)

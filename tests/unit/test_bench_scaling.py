@@ -251,7 +251,7 @@ def test_a_process_is_started_on_its_cores_and_the_caller_keeps_its_own(monkeypa
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_train_beside_one(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     usable = sorted(os.sched_getaffinity(0))

@@ -53,7 +53,7 @@ def test_the_queue_is_filled_with_real_jobs(store: Store) -> None:
     assert store.running() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_writes_a_table_a_plot_and_every_figure(tmp_path: Path, capsys) -> None:
     output = tmp_path / "here.json"
     options = ["--databases", "sqlite", "--jobs", "300", "--claims", "3", "--lists", "2"]

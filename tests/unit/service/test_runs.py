@@ -35,7 +35,7 @@ def test_every_setting_is_a_parameter_named_by_its_path() -> None:
     found = dict(flatten(DEMO))
     assert found["seed"] == "0"
     assert found["model.routing.iterations"] == "3"
-    assert found["model.decoder.hidden"] == "[256, 512]"
+    assert found["model.decoder.hidden"] == "[128, 256]"
     assert found["loss.lambda"] == "0.5"
     assert found["artifacts.0.type"] == "reconstruction-sheet"
     assert found["early_stopping"] == "None"
